@@ -1,0 +1,50 @@
+// A fixed set of threads that run jobs in the order they were given.
+#ifndef ADAPTERD_CORE_BASE_THREAD_POOL_H_
+#define ADAPTERD_CORE_BASE_THREAD_POOL_H_
+
+#include <deque>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/synchronization/mutex.h"
+
+namespace adapterd {
+
+// Threads: Submit and queue_length may be called from any thread, also from a job. The destructor
+// runs what is still queued, then joins; nobody may call Submit once it has begun, except jobs.
+// Jobs must not throw.
+class ThreadPool {
+ public:
+  using Job = absl::AnyInvocable<void()>;
+
+  // `name` (at most 15 characters) is what the threads are called in /proc and debuggers;
+  // `on_start` runs once on each thread before its first job.
+  ThreadPool(std::string name, int threads, std::function<void()> on_start = nullptr);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  void Submit(Job job) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  int threads() const { return static_cast<int>(threads_.size()); }
+  int queue_length() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  void Run() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool HasWorkOrStops() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return stopping_ || !jobs_.empty();
+  }
+
+  mutable absl::Mutex mutex_;
+  std::deque<Job> jobs_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> threads_;  // constant after construction
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_BASE_THREAD_POOL_H_

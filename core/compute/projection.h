@@ -1,0 +1,55 @@
+// output = base_output + sum over adapters of factor * B (A x), for one input and several modules.
+#ifndef ADAPTERD_CORE_COMPUTE_PROJECTION_H_
+#define ADAPTERD_CORE_COMPUTE_PROJECTION_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "core/base/cancellation.h"
+#include "core/base/thread_pool.h"
+#include "core/compute/packed_pair.h"
+#include "core/tensor/tensor.h"
+
+namespace adapterd {
+
+// One adapter's part in a segment.
+struct ProjectionTerm {
+  const PackedPair* pair = nullptr;
+  double factor = 1;  // request weight x module scale
+};
+
+// A run of rows that share one list of terms; no terms: delta zero.
+struct ProjectionSegment {
+  int64_t rows = 0;
+  std::vector<ProjectionTerm> terms;
+};
+
+// One module of a request.
+struct ProjectionTarget {
+  std::vector<ProjectionSegment> segments;  // their rows add up to the input's
+  std::optional<MatrixView> base_output;    // [rows, out_features]
+  MutableMatrixView output;                 // [rows, out_features], owned by the caller
+};
+
+// Fills every target's output from input [rows, in_features]. Low-rank rows are multiplied by the
+// factor in F32; sums over terms and base_output are F32; one rounding to the output's dtype at the
+// end. NaN and infinities in the input pass through. Rows without terms are base_output (converted
+// bit for bit when the dtypes agree), or zero.
+//
+// REQUIRES: shapes agree (checked by the caller, who can name the fields), dtypes are compute floats.
+// A term's pair must be packed for ComputeTypeFor(input.dtype, ...).
+//
+// Threads: runs on the calling thread and on idle threads of `pool`, in blocks of rows; returns when
+// all blocks are done. CANCELLED between blocks once `cancellation` is set; outputs are then undefined.
+// Results do not depend on the number of threads. They may differ in the last bits with the number
+// of rows in a request.
+absl::Status ApplyProjection(const Kernels& kernels, ThreadPool& pool, const MatrixView& input,
+                             std::span<const ProjectionTarget> targets,
+                             const Cancellation& cancellation);
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_COMPUTE_PROJECTION_H_
