@@ -1,0 +1,63 @@
+// Finds the module that a caller means.
+#ifndef ADAPTERD_CORE_ADAPTER_MODULE_INDEX_H_
+#define ADAPTERD_CORE_ADAPTER_MODULE_INDEX_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+
+namespace adapterd {
+
+// Either `path` alone, or `target` with or without `layer`.
+struct ModuleSelector {
+  std::string path;
+  std::string target;  // one or more whole components at the path's end
+  std::optional<int32_t> layer;
+};
+
+// "model.layers.3.self_attn.q_proj" or "q_proj (layer 3)": what errors call it.
+std::string SelectorString(const ModuleSelector& selector);
+
+// INVALID_FIELD unless exactly one of path and target is set, path has no layer beside it, and the
+// layer is not negative. Says nothing about any adapter.
+absl::Status CheckSelector(const ModuleSelector& selector);
+
+// The first component of a path that is a whole number; nullopt when none is (then the module is
+// layerless), or when the number does not fit.
+std::optional<int32_t> LayerOf(std::string_view path);
+
+// The last component.
+std::string_view TargetOf(std::string_view path);
+
+// Immutable once built; any thread. Find costs a hash lookup, and a comparison for each module that
+// shares the last component.
+class ModuleIndex {
+ public:
+  ModuleIndex() = default;
+  explicit ModuleIndex(const std::vector<std::string>& paths);
+
+  // Position in the list that the index was built from. A layerless module serves every layer.
+  // MODULE_NOT_TARGETED: nothing matches. INVALID_FIELD: a selector that CheckSelector refuses, or
+  // more than one match (the message lists at most kMaxCandidates).
+  absl::StatusOr<size_t> Find(const ModuleSelector& selector) const;
+
+  // All matches, for filters; empty when nothing matches.
+  std::vector<size_t> FindAll(const ModuleSelector& selector) const;
+
+  static constexpr size_t kMaxCandidates = 8;
+
+ private:
+  std::vector<std::string> paths_;
+  std::vector<std::optional<int32_t>> layers_;
+  absl::flat_hash_map<std::string, size_t> by_path_;
+  absl::flat_hash_map<std::string, std::vector<size_t>> by_target_;  // last component
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_ADAPTER_MODULE_INDEX_H_

@@ -1,0 +1,250 @@
+// How one load runs: open, compare, reserve, read, pack, publish. Everything here is on an I/O thread
+// and outside the lock, but for the short decisions that say so.
+#include <fmt/format.h>
+
+#include <optional>
+
+#include "core/base/status_macros.h"
+#include "core/registry/adapter_registry.h"
+#include "core/registry/registry_state.h"
+
+namespace adapterd {
+namespace {
+
+// A write within one tick of the file system's clock does not move ctime again, so a file that
+// changed this shortly before it was read proves nothing by an unchanged ctime. Coarse file systems
+// tick in seconds, and show it by times without a fraction.
+constexpr absl::Duration kFineTick = absl::Milliseconds(100);
+constexpr absl::Duration kCoarseTick = absl::Seconds(3);
+
+bool ProvesUnchanged(const SourceIdentity& identity, absl::Time opened_at) {
+  for (const auto& [name, file] : identity.files) {
+    const bool coarse = file.changed_ns % 1'000'000'000 == 0;
+    const absl::Time changed = absl::FromUnixNanos(file.changed_ns);
+    if (changed + (coarse ? kCoarseTick : kFineTick) > opened_at) return false;
+  }
+  return true;
+}
+
+absl::Status CheckDigest(const LoadRequest& request, const ContentDigest& digest) {
+  if (request.expected_digest.empty() || request.expected_digest == digest.revision ||
+      request.expected_digest == digest.weights_sha256) {
+    return absl::OkStatus();
+  }
+  return Error(Reason::kDigestMismatch,
+               fmt::format("adapter \"{}\" has revision {} (weights file {}), not the expected "
+                           "digest {}",
+                           request.name, digest.revision, digest.weights_sha256,
+                           request.expected_digest))
+      .With("expected", request.expected_digest)
+      .With("actual", digest.revision);
+}
+
+enum class Comparison { kSame, kOtherOptions, kOtherContent };
+
+// What a request for a name in use amounts to; ADAPTER_EXISTS when it differs and may not replace.
+// `digest` and `manifest` are of the request's source, `loaded` and `current` of what serves now.
+absl::StatusOr<Comparison> Compare(const LoadRequest& request, const ContentDigest& digest,
+                                   const AdapterManifest& manifest, const LoadRequest& loaded,
+                                   const Adapter& current) {
+  const bool same_content = digest.revision == current.digest().revision &&
+                            manifest.base_model == current.manifest().base_model;
+  const bool same_options = request.pinned == loaded.pinned && request.labels == loaded.labels;
+  if (same_content && same_options) return Comparison::kSame;
+  if (!request.replace) {
+    return Error(Reason::kAdapterExists,
+                 fmt::format("adapter \"{}\" is loaded with other {} (revision {}); set replace to "
+                             "swap it",
+                             request.name, same_content ? "options" : "content",
+                             current.digest().revision))
+        .With("adapter", request.name)
+        .With("expected", digest.revision)
+        .With("actual", current.digest().revision);
+  }
+  return same_content ? Comparison::kOtherOptions : Comparison::kOtherContent;
+}
+
+std::string PublicId(std::string id_template, const std::string& name,
+                     const AdapterManifest& manifest) {
+  const auto substitute = [&id_template](const std::string& key, const std::string& value) {
+    for (size_t at = 0; (at = id_template.find(key, at)) != std::string::npos;
+         at += value.size()) {
+      id_template.replace(at, key.size(), value);
+    }
+  };
+  substitute("{name}", name);  // first: a name holds no braces, a base model may
+  substitute("{base}", manifest.base_model);
+  return id_template;
+}
+
+}  // namespace
+
+void AdapterRegistry::Run(const JobPtr& job) {
+  LoadEvent event;
+  event.name = job->request.name;
+  const absl::Time start = absl::Now();
+  Outcome outcome = Execute(*job, event);
+  if (!outcome.ok()) outcome = Annotate(outcome.status(), "adapter", job->request.name);
+  event.status = outcome.status();
+  event.duration = absl::Now() - start;
+  if (options_.on_load) options_.on_load(event);
+  Finish(job, outcome);
+}
+
+AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
+  const absl::Time opened_at = absl::Now();
+  RETURN_IF_ERROR(job.cancellation.Check());
+  ProblemList problems;
+  std::unique_ptr<AdapterReader> reader = opener_(job.request.source, problems);
+  if (reader == nullptr) return problems.ToStatus();
+
+  Comparison comparison = Comparison::kOtherContent;
+  if (const std::optional<Current> current = CurrentOf(job.request.name)) {
+    ASSIGN_OR_RETURN(const ContentDigest digest, DigestOf(*current, job, *reader));
+    RETURN_IF_ERROR(CheckDigest(job.request, digest));
+    ASSIGN_OR_RETURN(comparison, Compare(job.request, digest, *reader->manifest(),
+                                         current->request, current->loaded->adapter()));
+    if (comparison == Comparison::kSame) return AlreadyLoaded(job);
+  }
+  RETURN_IF_ERROR(ClaimPublicId(job, *reader->manifest()));
+  if (comparison == Comparison::kOtherOptions) {
+    return Publish(job, reader->identity(), opened_at, nullptr);
+  }
+  ASSIGN_OR_RETURN(auto loaded, ReadAndPack(job, *reader));
+  event.read = true;
+  return Publish(job, reader->identity(), opened_at, std::move(loaded));
+}
+
+std::optional<AdapterRegistry::Current> AdapterRegistry::CurrentOf(const std::string& name) const {
+  absl::MutexLock lock(&mutex_);
+  auto it = entries_.find(name);
+  if (it == entries_.end() || it->second.current == nullptr) return std::nullopt;
+  const Entry& entry = it->second;
+  return Current{entry.current, entry.request, entry.identity, entry.opened_at};
+}
+
+absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const Current& current, Job& job,
+                                                        AdapterReader& reader) const {
+  if (reader.identity() == current.identity &&
+      ProvesUnchanged(current.identity, current.opened_at)) {
+    return current.loaded->adapter().digest();
+  }
+  ProblemList problems;
+  return reader.Digest(job.cancellation, problems);
+}
+
+AdapterRegistry::Outcome AdapterRegistry::AlreadyLoaded(const Job& job) const {
+  LoadResult result;
+  result.already_loaded = true;
+  absl::MutexLock lock(&mutex_);
+  result.adapter = SnapshotOf(entries_.at(job.request.name));
+  return result;
+}
+
+absl::Status AdapterRegistry::ClaimPublicId(Job& job, const AdapterManifest& manifest) {
+  std::string id = PublicId(options_.public_id_template, job.request.name, manifest);
+  absl::MutexLock lock(&mutex_);
+  auto [it, inserted] = public_ids_.try_emplace(id, job.request.name);
+  if (!inserted && it->second != job.request.name) {
+    return Error(Reason::kAdapterExists,
+                 fmt::format("the public id \"{}\" belongs to adapter \"{}\" already", id,
+                             it->second))
+        .With("field", "public_id")
+        .With("actual", it->second);
+  }
+  job.public_id = std::move(id);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const LoadedAdapter>> AdapterRegistry::ReadAndPack(
+    Job& job, AdapterReader& reader) {
+  ASSIGN_OR_RETURN(int64_t bytes, LoadedAdapter::BytesFor(kernels_, *reader.manifest()));
+  ASSIGN_OR_RETURN(Reservation reservation, budget_->Reserve(bytes));
+  ProblemList problems;
+  ASSIGN_OR_RETURN(auto adapter, reader.Read(job.cancellation, problems));
+  RETURN_IF_ERROR(CheckDigest(job.request, adapter->digest()));
+  return LoadedAdapter::Create(kernels_, budget_, std::move(adapter), std::move(reservation));
+}
+
+// `loaded` is null when only the options change.
+AdapterRegistry::Outcome AdapterRegistry::Publish(Job& job, const SourceIdentity& identity,
+                                                  absl::Time opened_at,
+                                                  std::shared_ptr<const LoadedAdapter> loaded) {
+  std::shared_ptr<const LoadedAdapter> replaced;  // let go after the lock: it may free memory
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(job.cancellation.Check());
+  Entry& entry = entries_.at(job.request.name);
+  LoadResult result;
+  if (entry.current != nullptr) {
+    result.replaced_revision = entry.current->adapter().digest().revision;
+  }
+  if (loaded != nullptr) {
+    std::erase_if(entry.draining, [](const auto& weak) { return weak.expired(); });
+    if (entry.current != nullptr) entry.draining.push_back(entry.current);
+    replaced = std::exchange(entry.current, std::move(loaded));
+    entry.identity = identity;
+    entry.opened_at = opened_at;
+    entry.load_time = absl::Now();
+    entry.load_duration = entry.load_time - opened_at;
+  }
+  if (entry.public_id != job.public_id) public_ids_.erase(entry.public_id);
+  entry.public_id = job.public_id;
+  entry.request = job.request;
+  entry.etag = fmt::format("{:016x}", ++etag_counter_);
+  result.adapter = SnapshotOf(entry);
+  return result;
+}
+
+void AdapterRegistry::Finish(const JobPtr& job, const Outcome& outcome) {
+  std::list<std::pair<TicketPtr, Waiter>> waiters;
+  {
+    absl::MutexLock lock(&mutex_);
+    auto it = entries_.find(job->request.name);
+    Entry& entry = it->second;
+    entry.job = nullptr;
+    if (!outcome.ok() && job->public_id != entry.public_id) public_ids_.erase(job->public_id);
+    if (entry.current == nullptr) entries_.erase(it);
+    waiters.swap(job->waiters);
+    for (auto& [ticket, waiter] : waiters) ticket->job = nullptr;
+  }
+  for (auto& [ticket, waiter] : waiters) waiter(outcome);
+  absl::MutexLock lock(&mutex_);
+  --running_jobs_;
+}
+
+ValidationResult AdapterRegistry::Validate(const LoadRequest& request,
+                                           const Cancellation& cancellation) const {
+  ValidationResult result;
+  std::unique_ptr<AdapterReader> reader = opener_(request.source, result.problems);
+  if (reader == nullptr) return result;
+  absl::StatusOr<ContentDigest> digest = reader->Digest(cancellation, result.problems);
+  if (!digest.ok()) {
+    if (!result.problems.has_errors()) result.problems.Add(digest.status());
+    return result;
+  }
+  if (absl::Status status = CheckDigest(request, *digest); !status.ok()) {
+    result.problems.Add(status);
+  }
+  if (const std::optional<Current> current = CurrentOf(request.name)) {
+    auto comparison = Compare(request, *digest, *reader->manifest(), current->request,
+                              current->loaded->adapter());
+    if (!comparison.ok()) result.problems.Add(comparison.status());
+  }
+  absl::StatusOr<int64_t> bytes = LoadedAdapter::BytesFor(kernels_, *reader->manifest());
+  if (!bytes.ok()) result.problems.Add(bytes.status());
+  if (result.problems.has_errors()) return result;
+  result.memory_bytes = *bytes;
+  result.fits = budget_->Fits(*bytes);
+  AdapterSnapshot& snapshot = result.adapter.emplace();
+  snapshot.name = request.name;
+  snapshot.source = request.source.source;
+  snapshot.pinned = request.pinned;
+  snapshot.labels = request.labels;
+  snapshot.manifest = reader->manifest();
+  snapshot.digest = *digest;
+  snapshot.memory_bytes = *bytes;
+  snapshot.public_id = PublicId(options_.public_id_template, request.name, *snapshot.manifest);
+  return result;
+}
+
+}  // namespace adapterd

@@ -1,0 +1,65 @@
+// The bytes that adapters may hold together, and who holds them.
+#ifndef ADAPTERD_CORE_REGISTRY_MEMORY_BUDGET_H_
+#define ADAPTERD_CORE_REGISTRY_MEMORY_BUDGET_H_
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+
+namespace adapterd {
+
+class MemoryBudget;
+
+// Bytes taken from a budget, given back by the destructor. Movable; one owner at a time.
+class Reservation {
+ public:
+  Reservation() = default;
+  ~Reservation() { Release(); }
+  Reservation(Reservation&& other) noexcept
+      : budget_(std::move(other.budget_)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Reservation& operator=(Reservation&& other) noexcept;
+
+  int64_t bytes() const { return bytes_; }
+  void Release();
+
+ private:
+  friend class MemoryBudget;
+  Reservation(std::shared_ptr<MemoryBudget> budget, int64_t bytes)
+      : budget_(std::move(budget)), bytes_(bytes) {}
+
+  std::shared_ptr<MemoryBudget> budget_;
+  int64_t bytes_ = 0;
+};
+
+// Any thread may call any method. Reserve before allocating: used() never exceeds limit().
+class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
+ public:
+  static std::shared_ptr<MemoryBudget> Create(int64_t limit_bytes);
+
+  // MEMORY_BUDGET_EXCEEDED with needed_bytes, used_bytes and budget_bytes when it does not fit.
+  // REQUIRES: bytes >= 0.
+  absl::StatusOr<Reservation> Reserve(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Whether Reserve would succeed now.
+  bool Fits(int64_t bytes) const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  int64_t limit() const { return limit_; }
+  int64_t used() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  friend class Reservation;
+  explicit MemoryBudget(int64_t limit_bytes) : limit_(limit_bytes) {}
+  void GiveBack(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  const int64_t limit_;
+  mutable absl::Mutex mutex_;
+  int64_t used_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_REGISTRY_MEMORY_BUDGET_H_

@@ -1,0 +1,50 @@
+// The registry's own records; for this room only. Every field is guarded by the registry's mutex_
+// unless it says otherwise.
+#ifndef ADAPTERD_CORE_REGISTRY_REGISTRY_STATE_H_
+#define ADAPTERD_CORE_REGISTRY_REGISTRY_STATE_H_
+
+#include <list>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/registry/adapter_registry.h"
+
+namespace adapterd {
+
+// A load that is queued or running.
+struct AdapterRegistry::Job {
+  explicit Job(LoadRequest load_request) : request(std::move(load_request)) {}
+
+  const LoadRequest request;  // constant
+  Cancellation cancellation;  // synchronises itself
+  std::string public_id;      // claimed for this load; used by the job's thread only
+  std::list<std::pair<TicketPtr, Waiter>> waiters;
+};
+
+// One caller's place in a queue of waiters.
+class AdapterRegistry::Ticket {
+ public:
+  JobPtr job;  // null while it waits for nothing
+  bool cancelled = false;
+};
+
+// A name. Without `current` it is LOADING; with it READY, also while `job` replaces it.
+struct AdapterRegistry::Entry {
+  LoadRequest request;  // of `current`, or of the first load
+  std::string public_id;
+  SourceIdentity identity;    // of what `current` was read from
+  absl::Time opened_at;       // before the first byte of it was read
+  absl::Time load_time;       // when it was published
+  absl::Duration load_duration;
+  std::string etag;
+  std::shared_ptr<const LoadedAdapter> current;
+  std::shared_ptr<AdapterUsage> usage = std::make_shared<AdapterUsage>();
+  JobPtr job;
+  std::vector<std::weak_ptr<const LoadedAdapter>> draining;  // replaced, maybe still used
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_REGISTRY_REGISTRY_STATE_H_
