@@ -45,9 +45,9 @@ struct AdapterManifest {
   std::vector<std::string> warnings;
 
   int64_t parameter_count() const;
-  int64_t original_parameter_count() const;  // sum of in x out
-  int64_t factor_bytes() const;              // all factors as stored
-  std::vector<int32_t> ranks() const;        // distinct, ascending
+  int64_t original_parameter_count() const;         // sum of in x out
+  int64_t factor_bytes() const;                     // all factors as stored
+  std::vector<int32_t> ranks() const;               // distinct, ascending
   std::vector<std::string> target_modules() const;  // distinct last components, sorted
   int32_t layer_count() const;                      // distinct layers
 };

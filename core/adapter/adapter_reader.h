@@ -31,8 +31,8 @@ struct SourceIdentity {
 };
 
 // Opening has read config and headers and checked all that they tell; no weight was read yet, and
-// nothing large is allocated. Used by one thread. An interface, so that tests of the registry need no
-// files.
+// nothing large is allocated. Used by one thread. An interface, so that tests of the registry need
+// no files.
 class AdapterReader {
  public:
   virtual ~AdapterReader() = default;
@@ -43,8 +43,8 @@ class AdapterReader {
 
   // Reads the weights once, digesting on the way. NON_FINITE_WEIGHTS for NaN or infinite elements,
   // SOURCE_CHANGED when a file moved on meanwhile, CANCELLED once `cancellation` is set (asked
-  // between tensors). Allocates manifest()->factor_bytes() and a bounded buffer: reserve first. Adds
-  // problems that only the weights show; fails with the first error of the list.
+  // between tensors). Allocates manifest()->factor_bytes() and a bounded buffer: reserve first.
+  // Adds problems that only the weights show; fails with the first error of the list.
   virtual absl::StatusOr<std::shared_ptr<const Adapter>> Read(const Cancellation& cancellation,
                                                               ProblemList& problems) = 0;
 

@@ -1,9 +1,11 @@
 // The content digest of an adapter.
 //
-// Revision = SHA-256 of "adapterd-revision-v1\n" followed by one line a tensor role, sorted bytewise:
+// Revision = SHA-256 of "adapterd-revision-v1\n" followed by one line a tensor role, sorted
+// bytewise:
 //   path TAB role TAB scale TAB dtype TAB dims TAB sha256 LF
-// scale: the 16 hex digits of the double; dims joined by "x"; sha256: of the tensor's bytes as stored.
-// Equal content gives equal revisions whatever folder, key order, prefix or dtype of alpha it came in.
+// scale: the 16 hex digits of the double; dims joined by "x"; sha256: of the tensor's bytes as
+// stored. Equal content gives equal revisions whatever folder, key order, prefix or dtype of alpha
+// it came in.
 #ifndef ADAPTERD_CORE_ADAPTER_REVISION_H_
 #define ADAPTERD_CORE_ADAPTER_REVISION_H_
 

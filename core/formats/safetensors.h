@@ -1,8 +1,8 @@
 // The safetensors container: header in, tensor table out, and back.
 //
-// Layout: u64 little-endian N, N bytes of UTF-8 JSON, tensor data. Accepts what the reference reader
-// (safetensors/src/tensor.rs) accepts, but for our stricter rules; docs/formats/safetensors.md lists
-// both.
+// Layout: u64 little-endian N, N bytes of UTF-8 JSON, tensor data. Accepts what the reference
+// reader (safetensors/src/tensor.rs) accepts, but for our stricter rules;
+// docs/formats/safetensors.md lists both.
 #ifndef ADAPTERD_CORE_FORMATS_SAFETENSORS_H_
 #define ADAPTERD_CORE_FORMATS_SAFETENSORS_H_
 
@@ -24,6 +24,8 @@ namespace adapterd {
 inline constexpr int64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the reference's own limit
 // A header of 100 MB could declare millions of tensors; real adapters have thousands.
 inline constexpr int64_t kMaxSafetensorsTensors = 1'000'000;
+// Each key costs memory on top of its bytes; trainers write a hundred or so.
+inline constexpr size_t kMaxSafetensorsMetadata = 100'000;
 inline constexpr size_t kMaxTensorNameBytes = 4096;
 inline constexpr size_t kMaxTensorDims = 32;
 
@@ -36,19 +38,22 @@ struct SafetensorsEntry {
 };
 
 struct SafetensorsHeader {
-  std::vector<SafetensorsEntry> tensors;  // by offset; entries of zero bytes in file order of offsets
+  std::vector<SafetensorsEntry>
+      tensors;  // by offset; of zero bytes at one offset: as in the header
   std::map<std::string, std::string> metadata;  // "__metadata__"
 };
 
-// `header` is the N bytes of JSON, `file_bytes` the size of the whole file. MALFORMED_TENSOR_FILE
-// (metadata: file, tensor, expected, actual) when anything is off; nothing is allocated on the word
-// of a length that was not checked.
+// `header` is the N bytes of JSON, `file_bytes` the size of the whole file. UNSUPPORTED_DTYPE for a
+// dtype that safetensors does not know, MALFORMED_TENSOR_FILE when anything else is off (metadata:
+// file, tensor, expected, actual); nothing is allocated on the word of a length that was not
+// checked.
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view header,
                                                          int64_t file_bytes,
                                                          std::string_view file_name);
 
-// Reads and checks the header of an open file. A Git LFS pointer or a zip archive (pickled weights)
-// under this name is told apart in the message.
+// Reads and checks the header of an open file. Errors as above, and for other files under this
+// name: MALFORMED_TENSOR_FILE for a Git LFS pointer, UNSAFE_FORMAT for a zip archive (torch.save)
+// or a pickle.
 absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const InputFile& file);
 
 struct SafetensorsTensor {
@@ -58,11 +63,12 @@ struct SafetensorsTensor {
   std::span<const std::byte> data;
 };
 
-// The bytes of a whole file: tensors ordered by descending width, then name; header padded with
-// spaces to a multiple of 8, as the reference writes them. INVALID_FIELD for duplicate or reserved
-// names and data that is not shape x dtype.
-absl::StatusOr<std::string> SerializeSafetensors(std::vector<SafetensorsTensor> tensors,
-                                                 const std::map<std::string, std::string>& metadata);
+// The bytes of a whole file, as the reference writes them: tensors in descending order of DType,
+// then by name; header padded with spaces to a multiple of 8. INVALID_FIELD for duplicate or
+// reserved names, text that is not UTF-8, data that is not shape x dtype, and whatever exceeds a
+// limit above.
+absl::StatusOr<std::string> SerializeSafetensors(
+    std::vector<SafetensorsTensor> tensors, const std::map<std::string, std::string>& metadata);
 
 }  // namespace adapterd
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,12 +20,14 @@ class SourceFolder {
  public:
   const std::string& path() const { return path_; }  // as asked for, relative to the root
 
-  // Names of all entries but "." and "..", sorted. At most kMaxFolderEntries, else SOURCE_NOT_FOUND.
+  // Names of all entries but "." and "..", sorted. At most kMaxFolderEntries, else
+  // SOURCE_NOT_FOUND.
   const std::vector<std::string>& entries() const { return entries_; }
   bool Has(std::string_view name) const;
 
-  // SOURCE_NOT_FOUND when absent or not a regular file (FIFOs and devices are not opened),
-  // PATH_OUTSIDE_ROOT when it is a symlink that leaves the root.
+  // `name` is an entry, or a path below this folder. SOURCE_NOT_FOUND when absent, not permitted or
+  // not a regular file (FIFOs and devices are not opened), PATH_OUTSIDE_ROOT when it is absolute,
+  // has a ".." component or is a symlink that leaves the root.
   absl::StatusOr<InputFile> OpenFile(std::string_view name) const;
 
  private:
@@ -53,13 +56,17 @@ class SourceRoots {
   static absl::StatusOr<SourceRoots> Open(const std::vector<Root>& roots);
 
   // `source` is a path below the unnamed root, or NAME:path. Resolved with
-  // openat2(RESOLVE_BENEATH), or by a checked walk over the components where the kernel forbids that.
-  // INVALID_FIELD: empty, too long, holds NUL, unknown root name, or no unnamed root.
+  // openat2(RESOLVE_BENEATH), or by a checked walk over the components where the kernel forbids
+  // that. INVALID_FIELD: empty, too long, holds NUL, unknown root name, or no unnamed root.
   // PATH_OUTSIDE_ROOT: absolute, has a ".." component, or follows a symlink out of the root.
-  // SOURCE_NOT_FOUND: nothing there, or neither directory nor regular file.
+  // SOURCE_NOT_FOUND: nothing there, not permitted, or neither directory nor regular file.
+  // SOURCE_UNAVAILABLE: the disk fails.
+  // A source that names a regular file gives the folder that holds it, with that file as its only
+  // entry. A NAME: before a path below the unnamed root is only taken for a root's name when there
+  // is such a root; "./NAME:path" is a path always.
   absl::StatusOr<SourceFolder> OpenFolder(std::string_view source) const;
 
-  // True when `source` names a regular file; same errors as OpenFolder otherwise.
+  // True when `source` names a regular file, false for a directory; same errors as OpenFolder.
   absl::StatusOr<bool> IsFile(std::string_view source) const;
 
   std::vector<std::string> names() const;
@@ -69,7 +76,14 @@ class SourceRoots {
     std::string name;
     std::shared_ptr<const int> fd;
   };
+  struct Located {
+    std::shared_ptr<const int> root;
+    std::string path;  // normalized, not looked up yet
+  };
   explicit SourceRoots(std::vector<OpenRoot> roots) : roots_(std::move(roots)) {}
+
+  absl::StatusOr<Located> Locate(std::string_view source) const;
+  const OpenRoot* Find(std::string_view name) const;
 
   std::vector<OpenRoot> roots_;
 };

@@ -1,0 +1,34 @@
+// JSON of adapter configs, read as Python reads it.
+#ifndef ADAPTERD_CORE_ADAPTER_CONFIG_JSON_H_
+#define ADAPTERD_CORE_ADAPTER_CONFIG_JSON_H_
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace adapterd {
+
+// Ordered, because the order of patterns has a meaning. A key that comes twice keeps its first
+// place and its last value, as in Python.
+using ConfigJson = nlohmann::ordered_json;
+
+// PEFT's own configs nest three deep.
+inline constexpr int kMaxConfigDepth = 64;
+// Ordered objects are searched from end to end: this many keys cost a second.
+inline constexpr size_t kMaxConfigKeys = 20'000;
+
+// INVALID_ARGUMENT when `text` is not a JSON object within the limits; NaN and Infinity, which
+// Python takes, are not JSON.
+absl::StatusOr<ConfigJson> ParseConfigJson(std::string_view text);
+
+// bool(value) in Python.
+bool IsTruthy(const ConfigJson& value);
+
+// `value` as JSON, fit for a message.
+std::string Shown(const ConfigJson& value);
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_ADAPTER_CONFIG_JSON_H_

@@ -1,0 +1,124 @@
+#include "core/adapter/module_index.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "absl/status/status.h"
+#include "core/base/error.h"
+#include "core/base/quote.h"
+
+namespace adapterd {
+namespace {
+
+bool IsWholeNumber(std::string_view text) {
+  return !text.empty() &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+// True when `target` is a run of whole components at the end of `path`.
+bool EndsWithComponents(std::string_view path, std::string_view target) {
+  if (!path.ends_with(target)) return false;
+  return path.size() == target.size() || path[path.size() - target.size() - 1] == '.';
+}
+
+absl::Status SelectorError(std::string message) {
+  return Error(Reason::kInvalidField, std::move(message)).With("field", "module");
+}
+
+}  // namespace
+
+std::string SelectorString(const ModuleSelector& selector) {
+  if (!selector.path.empty()) return Printable(selector.path);
+  if (!selector.layer) return Printable(selector.target);
+  return fmt::format("{} (layer {})", Printable(selector.target), *selector.layer);
+}
+
+absl::Status CheckSelector(const ModuleSelector& selector) {
+  if (selector.path.empty() && selector.target.empty()) {
+    return SelectorError("the module selector names neither a path nor a target");
+  }
+  if (!selector.path.empty() && !selector.target.empty()) {
+    return SelectorError("the module selector names both a path and a target: give one of them");
+  }
+  if (!selector.path.empty() && selector.layer) {
+    return SelectorError(
+        "the module selector has a layer beside a path: a layer goes with a target");
+  }
+  if (selector.layer && *selector.layer < 0) {
+    return SelectorError(
+        fmt::format("layer {} of the module selector is negative", *selector.layer));
+  }
+  return absl::OkStatus();
+}
+
+std::optional<int32_t> LayerOf(std::string_view path) {
+  while (true) {
+    const size_t dot = path.find('.');
+    const std::string_view component = path.substr(0, dot);
+    if (IsWholeNumber(component)) {
+      int32_t layer = 0;
+      const auto result =
+          std::from_chars(component.data(), component.data() + component.size(), layer);
+      if (result.ec != std::errc()) return std::nullopt;
+      return layer;
+    }
+    if (dot == std::string_view::npos) return std::nullopt;
+    path.remove_prefix(dot + 1);
+  }
+}
+
+std::string_view TargetOf(std::string_view path) {
+  const size_t dot = path.rfind('.');
+  return dot == std::string_view::npos ? path : path.substr(dot + 1);
+}
+
+ModuleIndex::ModuleIndex(const std::vector<std::string>& paths) : paths_(paths) {
+  layers_.reserve(paths_.size());
+  by_path_.reserve(paths_.size());
+  for (size_t i = 0; i < paths_.size(); ++i) {
+    layers_.push_back(LayerOf(paths_[i]));
+    by_path_.emplace(paths_[i], i);
+    by_target_[std::string(TargetOf(paths_[i]))].push_back(i);
+  }
+}
+
+std::vector<size_t> ModuleIndex::FindAll(const ModuleSelector& selector) const {
+  if (!CheckSelector(selector).ok()) return {};
+  if (!selector.path.empty()) {
+    const auto found = by_path_.find(selector.path);
+    return found == by_path_.end() ? std::vector<size_t>{} : std::vector<size_t>{found->second};
+  }
+  std::vector<size_t> matches;
+  const auto candidates = by_target_.find(std::string(TargetOf(selector.target)));
+  if (candidates == by_target_.end()) return matches;
+  for (const size_t i : candidates->second) {
+    const bool layer_fits = !selector.layer || !layers_[i] || *layers_[i] == *selector.layer;
+    if (layer_fits && EndsWithComponents(paths_[i], selector.target)) matches.push_back(i);
+  }
+  return matches;
+}
+
+absl::StatusOr<size_t> ModuleIndex::Find(const ModuleSelector& selector) const {
+  if (absl::Status status = CheckSelector(selector); !status.ok()) return status;
+  const std::vector<size_t> matches = FindAll(selector);
+  if (matches.size() == 1) return matches[0];
+  if (matches.empty()) {
+    return Error(Reason::kModuleNotTargeted,
+                 fmt::format("the adapter does not target {}", SelectorString(selector)))
+        .With("module", SelectorString(selector));
+  }
+  std::string candidates;
+  for (size_t i = 0; i < std::min(matches.size(), kMaxCandidates); ++i) {
+    candidates += (i == 0 ? "" : ", ") + Printable(paths_[matches[i]]);
+  }
+  return Error(Reason::kInvalidField,
+               fmt::format("{} matches {} modules: {}{}; name one by its path, or add a layer",
+                           SelectorString(selector), matches.size(), candidates,
+                           matches.size() > kMaxCandidates ? ", ..." : ""))
+      .With("field", "module")
+      .With("module", SelectorString(selector));
+}
+
+}  // namespace adapterd

@@ -1,0 +1,67 @@
+// adapter_config.json of PEFT: what it says about the arithmetic.
+#ifndef ADAPTERD_CORE_ADAPTER_PEFT_CONFIG_H_
+#define ADAPTERD_CORE_ADAPTER_PEFT_CONFIG_H_
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "core/adapter/problems.h"
+
+namespace adapterd {
+
+// Written by hand or by json.dumps: kilobytes. The largest real ones list a rank a module.
+inline constexpr int64_t kMaxConfigBytes = 10'000'000;
+// Above this a rank is no rank: matrices of transformers have at most some 10^5 rows.
+inline constexpr int64_t kMaxRank = 1'000'000;
+
+// target_modules and exclude_modules: one regular expression, or names that are whole paths or
+// whole components at the end of one.
+struct ModuleNames {
+  bool is_pattern = false;
+  std::string pattern;
+  std::vector<std::string> names;
+
+  bool empty() const { return is_pattern ? pattern.empty() : names.empty(); }
+};
+
+// A number a pattern, in the order of the file: the first that matches wins.
+template <typename Number>
+using ModulePatterns = std::vector<std::pair<std::string, Number>>;
+
+// Values that are absent or were refused hold PEFT's defaults, but for the optional ones: those say
+// that what depends on them cannot be checked.
+struct PeftConfig {
+  std::string file;  // what problems call it
+  std::string base_model;
+  std::string task_type;
+  std::string peft_version;
+  std::optional<int64_t> r = 8;
+  std::optional<double> lora_alpha = 8;
+  bool use_rslora = false;
+  double lora_dropout = 0;
+  std::optional<ModuleNames> target_modules;
+  ModuleNames exclude_modules;
+  std::vector<std::string> modules_to_save;
+  std::optional<std::vector<int64_t>> layers_to_transform;  // empty: every layer
+  std::vector<std::string> layers_pattern;
+  std::optional<ModulePatterns<int64_t>> rank_pattern{std::in_place};
+  std::optional<ModulePatterns<double>> alpha_pattern{std::in_place};
+
+  // Keys that were refused as not supported: they explain the tensors that come with them.
+  std::set<std::string, std::less<>> unsupported_keys;
+};
+
+// Adds what is wrong to `problems`: MALFORMED_CONFIG for JSON, types and values,
+// UNSUPPORTED_ADAPTER for switches that change the arithmetic and are not implemented. nullopt when
+// the tensors of the weights file cannot be judged by it at all (no JSON, or not of type LORA).
+std::optional<PeftConfig> ParsePeftConfig(std::string_view text, std::string file,
+                                          ProblemList& problems);
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_ADAPTER_PEFT_CONFIG_H_

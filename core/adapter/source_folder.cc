@@ -1,0 +1,141 @@
+#include "core/adapter/source_folder.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "core/base/quote.h"
+
+namespace adapterd {
+namespace {
+
+// By falling preference: PEFT, mlx-lm, diffusers.
+constexpr std::string_view kWeightNames[] = {"adapter_model.safetensors", "adapters.safetensors",
+                                             "pytorch_lora_weights.safetensors"};
+
+// A warning names no more files than this.
+constexpr size_t kMaxNamedFiles = 5;
+
+// What a trainer's checkpoint folder holds beside the weights.
+bool IsTrainerState(std::string_view name) {
+  for (const std::string_view begin :
+       {"training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states"}) {
+    if (name.starts_with(begin)) return true;
+  }
+  return false;
+}
+
+std::string NameSome(const std::vector<std::string>& names) {
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), kMaxNamedFiles); ++i) {
+    text += (i == 0 ? "" : ", ") + Quoted(names[i]);
+  }
+  if (names.size() > kMaxNamedFiles)
+    text += fmt::format(" and {} more", names.size() - kMaxNamedFiles);
+  return text;
+}
+
+struct FoundWeights {
+  std::vector<std::string> safetensors;
+  std::vector<std::string> pickles;
+  std::vector<std::string> ggufs;
+};
+
+FoundWeights FindWeights(const SourceFolder& folder) {
+  FoundWeights found;
+  for (const std::string& name : folder.entries()) {
+    if (name.ends_with(".safetensors")) {
+      found.safetensors.push_back(name);
+    } else if (name.ends_with(".gguf")) {
+      found.ggufs.push_back(name);
+    } else if (IsPickleName(name) && !IsTrainerState(name)) {
+      found.pickles.push_back(name);
+    }
+  }
+  return found;
+}
+
+Problem FolderProblem(Reason reason, const SourceFolder& folder, std::string_view what) {
+  Problem problem;
+  problem.reason = reason;
+  problem.file = Printable(folder.path());
+  problem.message = fmt::format("folder {} {}", Quoted(folder.path()), what);
+  return problem;
+}
+
+Problem NoWeights(const SourceFolder& folder, const FoundWeights& found) {
+  if (found.safetensors.size() > 1) {
+    return FolderProblem(Reason::kSourceNotFound, folder,
+                         fmt::format("holds {}, none of them called {}",
+                                     NameSome(found.safetensors), kWeightNames[0]));
+  }
+  if (!found.pickles.empty()) {
+    return FolderProblem(Reason::kUnsafeFormat, folder,
+                         fmt::format("holds only pickled weights ({}), which can run code when "
+                                     "they are opened: convert them to safetensors",
+                                     NameSome(found.pickles)));
+  }
+  if (!found.ggufs.empty()) {
+    return FolderProblem(Reason::kUnsupportedAdapter, folder,
+                         fmt::format("holds {}: GGUF is not read yet", NameSome(found.ggufs)));
+  }
+  return FolderProblem(Reason::kSourceNotFound, folder,
+                       fmt::format("holds no weights: expected {}", kWeightNames[0]));
+}
+
+std::string ChooseWeights(const SourceFolder& folder, const FoundWeights& found) {
+  for (const std::string_view name : kWeightNames) {
+    if (folder.Has(name)) return std::string(name);
+  }
+  return found.safetensors.size() == 1 ? found.safetensors[0] : "";
+}
+
+void WarnOfOthers(const SourceFolder& folder, const FoundWeights& found, std::string_view chosen,
+                  ProblemList& problems) {
+  std::vector<std::string> others;
+  for (const auto* names : {&found.safetensors, &found.pickles, &found.ggufs}) {
+    for (const std::string& name : *names) {
+      if (name != chosen) others.push_back(name);
+    }
+  }
+  if (others.empty()) return;
+  Problem problem =
+      FolderProblem(Reason::kSourceNotFound, folder,
+                    fmt::format("holds other weights that were left alone: {}", NameSome(others)));
+  problem.severity = Severity::kWarning;
+  problems.Add(std::move(problem));
+}
+
+}  // namespace
+
+bool IsPickleName(std::string_view name) {
+  for (const std::string_view end : {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}) {
+    if (name.ends_with(end)) return true;
+  }
+  return false;
+}
+
+AdapterFiles ChooseAdapterFiles(const SourceFolder& folder, ProblemList& problems) {
+  AdapterFiles files;
+  if (folder.entries().empty()) {
+    problems.Add(FolderProblem(Reason::kSourceNotFound, folder, "is empty"));
+    return files;
+  }
+  const FoundWeights found = FindWeights(folder);
+  files.weights = ChooseWeights(folder, found);
+  if (files.weights.empty()) {
+    problems.Add(NoWeights(folder, found));
+  } else {
+    WarnOfOthers(folder, found, files.weights, problems);
+  }
+  if (folder.Has(kConfigFileName)) {
+    files.config = std::string(kConfigFileName);
+  } else {
+    problems.Add(FolderProblem(Reason::kSourceNotFound, folder,
+                               fmt::format("holds no {}", kConfigFileName)));
+  }
+  return files;
+}
+
+}  // namespace adapterd

@@ -1,0 +1,265 @@
+#include "core/compute/onednn.h"
+
+#include <atomic>
+#include <new>
+#include <optional>
+#include <string_view>
+
+#include "core/base/status_macros.h"
+#include "core/tensor/aligned_buffer.h"
+#include "fmt/format.h"
+
+#if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
+extern "C" void omp_set_num_threads(int);  // clang has no omp.h without its own runtime
+#endif
+
+namespace adapterd {
+namespace {
+
+using DataType = dnnl::memory::data_type;
+using FormatTag = dnnl::memory::format_tag;
+
+// A compiled matmul takes 10 to 50 KB. Shapes come from the adapters that clients load, so both
+// caches are emptied when they reach a size that no sane set of adapters does.
+constexpr size_t kMaxMatmuls = 4096;
+constexpr size_t kMaxMatmulsPerThread = 1024;
+
+bool Includes(dnnl::cpu_isa isa, dnnl::cpu_isa part) {
+  return (static_cast<unsigned>(isa) & static_cast<unsigned>(part)) == static_cast<unsigned>(part);
+}
+
+// AVX512_BF16's dot product does twice the FP32 rate on AMD and half of it on Intel, where only AMX
+// makes BF16 pay.
+bool HasFastBf16(dnnl::cpu_isa isa) {
+  if (Includes(isa, dnnl::cpu_isa::avx512_core_amx)) return true;
+#if defined(__x86_64__)
+  return Includes(isa, dnnl::cpu_isa::avx512_core_bf16) && __builtin_cpu_is("amd") != 0;
+#else
+  return false;
+#endif
+}
+
+DataType TypeOf(ComputeType type) {
+  return type == ComputeType::kBF16 ? DataType::bf16 : DataType::f32;
+}
+
+FormatTag PanelTag(ComputeType type, int64_t panel) {
+  const bool bf16 = type == ComputeType::kBF16;
+  switch (panel) {
+    case 16:
+      return bf16 ? FormatTag::BA16a16b2a : FormatTag::BA16a16b;
+    case 32:
+      return bf16 ? FormatTag::BA16a32b2a : FormatTag::BA16a32b;
+    case 48:
+      return bf16 ? FormatTag::BA16a48b2a : FormatTag::BA16a48b;
+    default:
+      return bf16 ? FormatTag::BA16a64b2a : FormatTag::BA16a64b;
+  }
+}
+
+dnnl::memory::desc RowMajor(DataType type, int64_t rows, int64_t cols, int64_t stride) {
+  return {dnnl::memory::dims{rows, cols}, type, dnnl::memory::dims{stride, 1}};
+}
+
+dnnl::memory::desc WeightsDesc(ComputeType type, int64_t k, int64_t n, const WeightLayout& layout) {
+  if (layout.panel == 0) return RowMajor(TypeOf(type), k, n, layout.stride);
+  return {dnnl::memory::dims{k, n}, TypeOf(type), PanelTag(type, layout.panel)};
+}
+
+dnnl::matmul::primitive_desc Describe(const dnnl::engine& engine, const MatmulShape& shape) {
+  dnnl::primitive_attr attributes;
+  // The library's own scratchpad would be shared by all threads that run the primitive.
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (shape.accumulate) {
+    dnnl::post_ops sum;
+    sum.append_sum(1.0f);
+    attributes.set_post_ops(sum);
+  }
+  const auto source = RowMajor(TypeOf(shape.type), shape.rows, shape.k, shape.source_stride);
+  const auto weights = WeightsDesc(shape.type, shape.k, shape.n, shape.weights);
+  const auto destination =
+      RowMajor(DataType::f32, shape.rows, shape.n, shape.destination_stride);
+#if DNNL_VERSION_MAJOR >= 3
+  return {engine, source, weights, destination, attributes, /*allow_empty=*/true};
+#else
+  return {dnnl::matmul::desc(source, weights, destination), attributes, engine,
+          /*allow_empty=*/true};
+#endif
+}
+
+// oneDNN accepts any layout, but only its "brg" kernels are fast on panels.
+bool PanelsAreFast(const dnnl::engine& engine, ComputeType type) {
+  constexpr int64_t kRows = 16;
+  constexpr int64_t kK = 64;
+  for (const int64_t panel : {16, 32, 48, 64}) {
+    const MatmulShape shape = {type, kRows, kK, panel, kK, {panel, 0}, panel, true};
+    const auto description = Describe(engine, shape);
+    if (!description || !std::string_view(description.impl_info_str()).starts_with("brg")) {
+      return false;
+    }
+  }
+  return true;
+}
+
+absl::Status FromError(const dnnl::error& error, std::string_view what) {
+  return absl::InternalError(fmt::format("oneDNN could not {}: {} (status {})", what,
+                                         error.message, static_cast<int>(error.status)));
+}
+
+std::string Describe(const MatmulShape& s) {
+  return fmt::format("{} [{}, {}] x [{}, {}]", s.type == ComputeType::kBF16 ? "BF16" : "F32",
+                     s.rows, s.k, s.k, s.n);
+}
+
+absl::StatusOr<std::shared_ptr<const Matmul>> Compile(const dnnl::engine& engine,
+                                                      const MatmulShape& shape) {
+  PrepareComputeThread();  // the number of threads is compiled in
+  try {
+    const auto description = Describe(engine, shape);
+    if (!description) {
+      return absl::InternalError(fmt::format("oneDNN has no matmul for {}", Describe(shape)));
+    }
+    return std::make_shared<const Matmul>(Matmul{description.src_desc(), description.dst_desc(),
+                                                 description.scratchpad_desc(),
+                                                 dnnl::matmul(description)});
+  } catch (const dnnl::error& error) {
+    return FromError(error, fmt::format("compile {}", Describe(shape)));
+  }
+}
+
+std::atomic<uint64_t> next_id{1};
+
+}  // namespace
+
+void PrepareComputeThread() {
+#if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
+  omp_set_num_threads(1);
+#endif
+}
+
+// A thread's own view of the matmuls it has run: no lock, and oneDNN's argument objects, which cost
+// a quarter of a microsecond each, are made once.
+struct Kernels::Impl::ThreadCache {
+  struct Bound {
+    std::shared_ptr<const Matmul> matmul;
+    dnnl::memory source;
+    dnnl::memory destination;
+    dnnl::memory scratchpad;
+  };
+
+  // The calling thread's cache, emptied when another Impl was the last to use it.
+  static ThreadCache& For(const Impl& impl) {
+    thread_local std::optional<ThreadCache> cache;
+    if (!cache.has_value() || cache->owner != impl.id_) {
+      PrepareComputeThread();
+      cache.reset();
+      cache.emplace(ThreadCache{impl.id_, impl.engine_, dnnl::stream(impl.engine_), {}, {}});
+    }
+    return *cache;
+  }
+
+  auto Bind(const MatmulShape& shape, std::shared_ptr<const Matmul> matmul) {
+    if (bound.size() >= kMaxMatmulsPerThread) bound.clear();
+    Bound made = {matmul, dnnl::memory(matmul->source, engine, nullptr),
+                  dnnl::memory(matmul->destination, engine, nullptr),
+                  dnnl::memory(matmul->scratchpad, engine, nullptr)};
+    return bound.insert_or_assign(shape, std::move(made)).first;
+  }
+
+  void* Scratchpad(size_t bytes) {
+    if (scratchpad.size() < bytes) scratchpad = AlignedBuffer(bytes);
+    return scratchpad.data();
+  }
+
+  uint64_t owner;
+  dnnl::engine engine;  // declared first: everything below belongs to it
+  dnnl::stream stream;
+  absl::flat_hash_map<MatmulShape, Bound> bound;
+  AlignedBuffer scratchpad;
+};
+
+Kernels::Impl::Impl() : id_(next_id++), engine_(dnnl::engine::kind::cpu, 0) {
+  PrepareComputeThread();
+  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
+  has_amx_ = Includes(isa, dnnl::cpu_isa::avx512_core_amx);
+  has_fast_bf16_ = HasFastBf16(isa);
+  has_f32_panels_ = PanelsAreFast(engine_, ComputeType::kF32);
+  has_bf16_panels_ = has_fast_bf16_ && PanelsAreFast(engine_, ComputeType::kBF16);
+}
+
+std::string Kernels::Impl::isa() const {
+  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
+  switch (isa) {
+    case dnnl::cpu_isa::sse41:
+      return "SSE41";
+    case dnnl::cpu_isa::avx:
+      return "AVX";
+    case dnnl::cpu_isa::avx2:
+      return "AVX2";
+    case dnnl::cpu_isa::avx2_vnni:
+      return "AVX2_VNNI";
+    case dnnl::cpu_isa::avx512_core:
+      return "AVX512_CORE";
+    case dnnl::cpu_isa::avx512_core_vnni:
+      return "AVX512_CORE_VNNI";
+    case dnnl::cpu_isa::avx512_core_bf16:
+      return "AVX512_CORE_BF16";
+    case dnnl::cpu_isa::avx512_core_amx:
+      return "AVX512_CORE_AMX";
+    default:
+      return fmt::format("ISA_{:#x}", static_cast<unsigned>(isa));
+  }
+}
+
+absl::StatusOr<dnnl::memory> Kernels::Impl::Weights(ComputeType type, int64_t k, int64_t n,
+                                                    const WeightLayout& layout,
+                                                    const std::byte* data) const {
+  try {
+    return dnnl::memory(WeightsDesc(type, k, n, layout), engine_, const_cast<std::byte*>(data));
+  } catch (const dnnl::error& error) {
+    return FromError(error, "take weights");
+  }
+}
+
+absl::StatusOr<std::shared_ptr<const Matmul>> Kernels::Impl::Find(const MatmulShape& shape) {
+  {
+    absl::ReaderMutexLock lock(&mutex_);
+    if (const auto found = matmuls_.find(shape); found != matmuls_.end()) return found->second;
+  }
+  // Outside the lock; two threads may compile the same shape once, and one result is kept.
+  ASSIGN_OR_RETURN(std::shared_ptr<const Matmul> made, Compile(engine_, shape));
+  absl::MutexLock lock(&mutex_);
+  if (matmuls_.size() >= kMaxMatmuls) matmuls_.clear();
+  return matmuls_.emplace(shape, std::move(made)).first->second;
+}
+
+absl::Status Kernels::Impl::Prepare(const MatmulShape& shape) { return Find(shape).status(); }
+
+absl::Status Kernels::Impl::Run(const MatmulShape& shape, const void* source,
+                                const dnnl::memory& weights, float* destination) {
+  try {
+    ThreadCache& cache = ThreadCache::For(*this);
+    auto found = cache.bound.find(shape);
+    if (found == cache.bound.end()) {
+      ASSIGN_OR_RETURN(std::shared_ptr<const Matmul> matmul, Find(shape));
+      found = cache.Bind(shape, std::move(matmul));
+    }
+    const ThreadCache::Bound& bound = found->second;
+    bound.source.set_data_handle(const_cast<void*>(source));
+    bound.destination.set_data_handle(destination);
+    bound.scratchpad.set_data_handle(cache.Scratchpad(bound.matmul->scratchpad.get_size()));
+    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, bound.source.get()},
+                                         {DNNL_ARG_WEIGHTS, weights.get()},
+                                         {DNNL_ARG_DST, bound.destination.get()},
+                                         {DNNL_ARG_SCRATCHPAD, bound.scratchpad.get()}};
+    // The C call: the C++ one builds a hash map of reference-counted arguments each time.
+    dnnl::error::wrap_c_api(
+        dnnl_primitive_execute(bound.matmul->primitive.get(), cache.stream.get(), 4, arguments),
+        "could not execute a primitive");
+    return absl::OkStatus();
+  } catch (const dnnl::error& error) {
+    return FromError(error, fmt::format("run {}", Describe(shape)));
+  }
+}
+
+}  // namespace adapterd

@@ -1,0 +1,109 @@
+// The border to oneDNN: matmuls looked up by shape. Only this file and its source include oneDNN;
+// its exceptions end here. Builds against 2.6 and 3.x.
+#ifndef ADAPTERD_CORE_COMPUTE_ONEDNN_H_
+#define ADAPTERD_CORE_COMPUTE_ONEDNN_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "core/compute/kernels.h"
+#include "oneapi/dnnl/dnnl.hpp"
+
+namespace adapterd {
+
+// How the weights of a matmul, [k, n], lie in memory.
+//
+// panel == 0: row-major, `stride` elements from row to row.
+// panel == 16, 32, 48 or 64: panels of that many columns, one after the other; within a panel row
+// after row, BF16 in pairs of rows interleaved by element. k and n are rounded up with zeros, to
+// PanelRows(type) and to `panel`. oneDNN calls this BA16a64b, and BA16a64b2a for BF16.
+struct WeightLayout {
+  int64_t panel = 0;
+  int64_t stride = 0;
+
+  bool operator==(const WeightLayout&) const = default;
+};
+
+constexpr int64_t PanelRows(ComputeType type) { return type == ComputeType::kBF16 ? 32 : 16; }
+constexpr int64_t ElementBytes(ComputeType type) { return type == ComputeType::kBF16 ? 2 : 4; }
+
+// destination [rows, n] = source [rows, k] x weights [k, n], F32 sums and destination. Everything
+// that the machine code depends on; strides are in elements.
+struct MatmulShape {
+  ComputeType type = ComputeType::kF32;  // of source and weights
+  int64_t rows = 0;
+  int64_t k = 0;
+  int64_t n = 0;
+  int64_t source_stride = 0;
+  WeightLayout weights;
+  int64_t destination_stride = 0;
+  bool accumulate = false;  // adds to what the destination holds
+
+  bool operator==(const MatmulShape&) const = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const MatmulShape& s) {
+    return H::combine(std::move(h), s.type, s.rows, s.k, s.n, s.source_stride, s.weights.panel,
+                      s.weights.stride, s.destination_stride, s.accumulate);
+  }
+};
+
+// One compiled matmul. Immutable; any number of threads may execute it at once, because its
+// scratchpad belongs to the caller.
+struct Matmul {
+  dnnl::memory::desc source;
+  dnnl::memory::desc destination;
+  dnnl::memory::desc scratchpad;
+  dnnl::matmul primitive;
+};
+
+// Threads: all methods may be called from any thread.
+class Kernels::Impl {
+ public:
+  Impl();
+
+  std::string isa() const;
+  bool has_amx() const { return has_amx_; }
+  bool has_fast_bf16() const { return has_fast_bf16_; }
+  // True when oneDNN has kernels for panels of all widths; otherwise only row-major is fast.
+  bool has_panels(ComputeType type) const {
+    return type == ComputeType::kBF16 ? has_bf16_panels_ : has_f32_panels_;
+  }
+
+  // What Run takes as weights. `data` must hold k x n elements in `layout` and outlive the result.
+  absl::StatusOr<dnnl::memory> Weights(ComputeType type, int64_t k, int64_t n,
+                                       const WeightLayout& layout, const std::byte* data) const;
+
+  // Compiles the matmul unless that has been done: so that no request has to.
+  absl::Status Prepare(const MatmulShape& shape) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Source and destination need the alignment of their elements. `weights` is only read.
+  absl::Status Run(const MatmulShape& shape, const void* source, const dnnl::memory& weights,
+                   float* destination) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  struct ThreadCache;
+
+  absl::StatusOr<std::shared_ptr<const Matmul>> Find(const MatmulShape& shape)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
+  const uint64_t id_;  // never used twice, unlike `this`
+  const dnnl::engine engine_;
+  bool has_amx_ = false;
+  bool has_fast_bf16_ = false;
+  bool has_f32_panels_ = false;
+  bool has_bf16_panels_ = false;
+
+  absl::Mutex mutex_;
+  absl::flat_hash_map<MatmulShape, std::shared_ptr<const Matmul>> matmuls_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_COMPUTE_ONEDNN_H_

@@ -1,0 +1,114 @@
+#include "core/compute/packed_matrix.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "core/base/checked_math.h"
+#include "core/base/error.h"
+#include "core/base/status_macros.h"
+#include "core/tensor/convert.h"
+
+namespace adapterd {
+namespace {
+
+// oneDNN's kernels count in 32 bits.
+constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
+
+void LoadWords(const MatrixView& source, const std::byte* from, int64_t count, float* words) {
+  ConvertToF32(source.dtype, from, words, count);
+}
+
+template <typename Word>
+void LoadWords(const MatrixView& source, const std::byte* from, int64_t count, Word* words) {
+  words[(count * 2 - 1) / static_cast<int64_t>(sizeof(Word))] = 0;  // a last pair may be half full
+  std::memcpy(words, from, count * 2);
+}
+
+// Writes word j of row i of `source` to destination[offset(i) + j * width], where a word is
+// `per_word` elements and offset(i) is column i of panels of `width` columns, `panel_words` long.
+template <typename Word>
+void TransposeWords(const MatrixView& source, int64_t per_word, int64_t width, int64_t panel_words,
+                    Word* destination) {
+  constexpr int64_t kRows = 16;  // of a strip: a cache line of words; divides every panel
+  constexpr int64_t kWords = 128;
+  Word tile[kRows][kWords];
+  const int64_t element = FloatBytes(source.dtype);
+  for (int64_t row = 0; row < source.rows; row += kRows) {
+    const int64_t rows = std::min(kRows, source.rows - row);
+    Word* strip = destination + row / width * panel_words + row % width;
+    for (int64_t col = 0; col < source.cols; col += kWords * per_word) {
+      const int64_t cols = std::min(kWords * per_word, source.cols - col);
+      for (int64_t i = 0; i < rows; ++i) {
+        LoadWords(source, source.data + ((row + i) * source.cols + col) * element, cols, tile[i]);
+      }
+      Word* out = strip + col / per_word * width;
+      for (int64_t j = 0; j < CeilDiv(cols, per_word); ++j, out += width) {
+        for (int64_t i = 0; i < rows; ++i) out[i] = tile[i][j];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t MatrixPlan::stored_k() const { return panel == 0 ? k : RoundUp(k, PanelRows(type)); }
+
+std::optional<int64_t> MatrixPlan::bytes() const {
+  if (k > kMaxDimension || n > kMaxDimension) return std::nullopt;
+  const int64_t stored_n = panel == 0 ? n : RoundUp(n, panel);
+  const auto elements = CheckedMul(stored_k(), stored_n);
+  return elements.has_value() ? CheckedMul(*elements, ElementBytes(type)) : std::nullopt;
+}
+
+PackedMatrix::PackedMatrix(const MatrixPlan& plan, size_t bytes) : plan_(plan), buffer_(bytes) {
+  std::memset(buffer_.data(), 0, buffer_.size());
+}
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
+                                                  const MatrixPlan& plan) {
+  const std::optional<int64_t> bytes = plan.bytes();
+  if (!bytes.has_value()) {
+    return Error(Reason::kShapeMismatch, "a matrix is too large to pack");
+  }
+  PackedMatrix matrix(plan, *bytes);
+  for (int64_t first = 0; first < plan.n; first += kChunkColumns) {
+    const int64_t columns = std::min(kChunkColumns, plan.n - first);
+    const int64_t offset = plan.panel == 0 ? first : first * plan.stored_k();
+    ASSIGN_OR_RETURN(dnnl::memory weights,
+                     kernels.Weights(plan.type, plan.k, columns, plan.layout(),
+                                     matrix.buffer_.data() + offset * ElementBytes(plan.type)));
+    matrix.chunks_.push_back({first, columns, std::move(weights)});
+  }
+  return matrix;
+}
+
+void PackedMatrix::FillTransposed(const MatrixView& source, int64_t first_k) {
+  const int64_t width = plan_.panel == 0 ? plan_.n : plan_.panel;
+  std::byte* data = buffer_.data();
+  if (plan_.type == ComputeType::kF32) {
+    TransposeWords(source, 1, width, plan_.stored_k() * width,
+                   reinterpret_cast<float*>(data) + first_k * width);
+  } else if (plan_.panel == 0) {
+    TransposeWords(source, 1, width, 0, reinterpret_cast<uint16_t*>(data));
+  } else {
+    TransposeWords(source, 2, width, plan_.stored_k() / 2 * width,
+                   reinterpret_cast<uint32_t*>(data));
+  }
+}
+
+void PackedMatrix::Fill(const MatrixView& source, int64_t first_k) {
+  const int64_t width = plan_.panel == 0 ? plan_.n : plan_.panel;
+  const int64_t element = FloatBytes(source.dtype);
+  auto* data = reinterpret_cast<float*>(buffer_.data());
+  for (int64_t row = 0; row < source.rows; ++row) {
+    for (int64_t col = 0; col < source.cols; col += width) {
+      ConvertToF32(source.dtype, source.data + (row * source.cols + col) * element,
+                   data + col * plan_.stored_k() + (first_k + row) * width,
+                   std::min(width, source.cols - col));
+    }
+  }
+}
+
+}  // namespace adapterd

@@ -1,0 +1,71 @@
+// A weight matrix in the layout that one matmul reads.
+#ifndef ADAPTERD_CORE_COMPUTE_PACKED_MATRIX_H_
+#define ADAPTERD_CORE_COMPUTE_PACKED_MATRIX_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/compute/onednn.h"
+#include "core/tensor/aligned_buffer.h"
+#include "core/tensor/tensor.h"
+
+namespace adapterd {
+
+// The sizes and the layout of [k, n] weights.
+struct MatrixPlan {
+  ComputeType type = ComputeType::kF32;
+  int64_t k = 0;
+  int64_t n = 0;      // a multiple of `panel` costs no tails
+  int64_t panel = 0;  // see WeightLayout; 0: row-major
+
+  WeightLayout layout() const { return {panel, panel == 0 ? n : 0}; }
+  // Rows that are stored, counting the zeros.
+  int64_t stored_k() const;
+  // nullopt when that is more than an int64 holds.
+  std::optional<int64_t> bytes() const;
+
+  bool operator==(const MatrixPlan&) const = default;
+};
+
+// Filled once, then immutable and readable from any thread.
+//
+// Matmuls take it in chunks of columns, so that their F32 results stay in the cache however many
+// columns there are.
+class PackedMatrix {
+ public:
+  // A matrix wider than this has panels of 16, 32 or 64 columns.
+  static constexpr int64_t kChunkColumns = 4096;
+
+  struct Chunk {
+    int64_t first_column = 0;
+    int64_t columns = 0;
+    dnnl::memory weights;
+  };
+
+  // All zeros.
+  static absl::StatusOr<PackedMatrix> Create(const Kernels::Impl& kernels, const MatrixPlan& plan);
+
+  // Weights [first_k + j, i] = source [i, j]: takes the transpose of a row-major matrix.
+  // Weights [first_k + i, j] = source [i, j]: takes it as it is; only for F32.
+  // Any float type goes into F32; into BF16 only BF16, with first_k == 0.
+  void FillTransposed(const MatrixView& source, int64_t first_k);
+  void Fill(const MatrixView& source, int64_t first_k);
+
+  const MatrixPlan& plan() const { return plan_; }
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+  int64_t bytes() const { return static_cast<int64_t>(buffer_.size()); }
+
+ private:
+  PackedMatrix(const MatrixPlan& plan, size_t bytes);
+
+  MatrixPlan plan_;
+  AlignedBuffer buffer_;
+  std::vector<Chunk> chunks_;
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_COMPUTE_PACKED_MATRIX_H_

@@ -1,0 +1,165 @@
+#include "core/compute/packed_pair.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/base/checked_math.h"
+#include "core/base/error.h"
+#include "core/base/status_macros.h"
+#include "core/compute/pair_impl.h"
+#include "core/compute/scratch.h"
+#include "core/tensor/convert.h"
+
+namespace adapterd {
+namespace {
+
+// AMX multiplies 32 BF16 at a time; less falls back to kernels that are several times slower.
+constexpr int64_t kAmxRank = 32;
+// Columns of a vector register of F32, in which the low-rank rows are made.
+constexpr int64_t kVectorColumns = 16;
+constexpr int64_t kWidestPanel = 64;
+// Below this rank panels would store B four times over, for kernels that are a tenth faster.
+constexpr int64_t kRowMajorRank = 8;
+// Without AMX: rows of a power-of-two length fall into one set of the first cache, which has 8 or 12
+// ways. With 16 rows a product with one register of columns takes twice as long per row.
+constexpr int64_t kCachedRows = 8;
+
+// Transposed A in F32. Up to a panel's width row-major is the same thing without a panel's zeros.
+MatrixPlan ShrinkPlanF32(bool has_panels, const PairShape& shape) {
+  const int64_t n =
+      shape.rank <= kVectorColumns ? shape.rank : RoundUp(shape.rank, kVectorColumns);
+  const int64_t panels = RoundUp(shape.rank, kWidestPanel);
+  if (has_panels && n > kWidestPanel && panels * 5 <= shape.rank * 6) {
+    return {ComputeType::kF32, shape.in_features, panels, kWidestPanel};
+  }
+  return {ComputeType::kF32, shape.in_features, n, 0};
+}
+
+MatrixPlan ShrinkPlanBF16(bool has_panels, bool has_amx, const PairShape& shape) {
+  const int64_t n = RoundUp(shape.rank, has_amx ? kAmxRank : kVectorColumns);
+  if (!has_panels) return {ComputeType::kBF16, shape.in_features, n, 0};
+  if (n <= kWidestPanel) return {ComputeType::kBF16, shape.in_features, n, n};
+  const int64_t wide = RoundUp(n, kWidestPanel);
+  const int64_t narrow = RoundUp(n, kWidestPanel / 2);
+  return {ComputeType::kBF16, shape.in_features, std::min(wide, narrow),
+          wide == narrow ? kWidestPanel : kWidestPanel / 2};
+}
+
+MatrixPlan ExpandPlan(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
+  const bool bf16 = type == ComputeType::kBF16;
+  const bool amx = bf16 && kernels.has_amx();
+  // A single BF16 row would leave half of the last pair unset.
+  const int64_t k = RoundUp(shape.rank, amx ? kAmxRank : bf16 ? int64_t{2} : int64_t{1});
+  const bool panels = kernels.has_panels(type) && (amx || shape.rank > kRowMajorRank);
+  return {type, k, shape.out_features, panels ? kWidestPanel : 0};
+}
+
+}  // namespace
+
+PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
+  const bool panels = kernels.has_panels(type);
+  return {type == ComputeType::kF32 ? ShrinkPlanF32(panels, shape)
+                                    : ShrinkPlanBF16(panels, kernels.has_amx(), shape),
+          ExpandPlan(kernels, shape, type)};
+}
+
+absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create(
+    Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b, ComputeType type) {
+  const PairShape shape = {a.cols, a.rows, b.rows};
+  const PairPlan plan = PairPlan::For(kernels, shape, type);
+  ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Create(kernels, plan.shrink));
+  shrink.FillTransposed(a, 0);
+  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Create(kernels, plan.expand));
+  expand.FillTransposed(b, 0);
+  const bool few_rows = type == ComputeType::kBF16 && !kernels.has_amx();
+  auto impl = std::unique_ptr<const Impl>(new Impl(shape, few_rows ? kCachedRows : kMaxBlockRows,
+                                                   std::move(shrink), std::move(expand)));
+  RETURN_IF_ERROR(impl->Prepare(kernels));
+  return impl;
+}
+
+MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows, const PackedMatrix::Chunk& chunk) const {
+  const MatrixPlan& plan = shrink_.plan();
+  return {plan.type, rows,          plan.k, chunk.columns, plan.k, plan.layout(),
+          plan.n,    /*accumulate=*/false};
+}
+
+MatmulShape PackedPair::Impl::ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk,
+                                          bool accumulate) const {
+  const MatrixPlan& plan = expand_.plan();
+  return {plan.type,     rows,      plan.k, chunk.columns, shrink_.plan().n, plan.layout(),
+          chunk.columns, accumulate};
+}
+
+absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
+  for (int64_t rows = 1; rows <= kMaxBlockRows; rows *= 2) {
+    for (const PackedMatrix::Chunk& chunk : shrink_.chunks()) {
+      RETURN_IF_ERROR(kernels.Prepare(ShrinkShape(std::min(rows, shrink_rows_), chunk)));
+    }
+    // All chunks but the last have one shape.
+    for (const auto* chunk : {&expand_.chunks().front(), &expand_.chunks().back()}) {
+      RETURN_IF_ERROR(kernels.Prepare(ExpandShape(rows, *chunk, false)));
+      RETURN_IF_ERROR(kernels.Prepare(ExpandShape(rows, *chunk, true)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, const void* input,
+                                      double factor, std::byte* low_rank) const {
+  const MatrixPlan& plan = shrink_.plan();
+  const bool narrow = plan.type == ComputeType::kBF16;
+  float* wide =
+      narrow ? Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, rows * plan.n)
+             : reinterpret_cast<float*>(low_rank);
+  const int64_t step = std::min(rows, shrink_rows_);
+  for (int64_t row = 0; row < rows; row += step) {
+    const auto* from = static_cast<const std::byte*>(input) + row * plan.k * ElementBytes(plan.type);
+    for (const PackedMatrix::Chunk& chunk : shrink_.chunks()) {
+      RETURN_IF_ERROR(kernels.Run(ShrinkShape(step, chunk), from, chunk.weights,
+                                  wide + row * plan.n + chunk.first_column));
+    }
+  }
+  const auto scale = static_cast<float>(factor);
+  for (int64_t row = 0; row < rows; ++row) {
+    float* columns = wide + row * plan.n;
+    for (int64_t i = 0; i < shape_.rank; ++i) columns[i] *= scale;
+    // Not always zero: an infinite input times the zeros that pad A is NaN.
+    std::fill(columns + shape_.rank, columns + plan.n, 0.0f);
+  }
+  if (narrow) ConvertFromF32(wide, DType::kBF16, low_rank, rows * plan.n);
+  return absl::OkStatus();
+}
+
+absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
+                                      const std::byte* low_rank, const PackedMatrix::Chunk& chunk,
+                                      bool accumulate, float* sums) const {
+  return kernels.Run(ExpandShape(rows, chunk, accumulate), low_rank, chunk.weights, sums);
+}
+
+absl::StatusOr<int64_t> PackedPair::BytesFor(const Kernels& kernels, const PairShape& shape,
+                                             ComputeType type) {
+  const PairPlan plan = PairPlan::For(kernels.impl(), shape, type);
+  const auto shrink = plan.shrink.bytes();
+  const auto expand = plan.expand.bytes();
+  const auto sum = shrink && expand ? CheckedAdd(*shrink, *expand) : std::nullopt;
+  if (!sum.has_value()) return Error(Reason::kShapeMismatch, "a pair is too large to pack");
+  return *sum;
+}
+
+absl::StatusOr<std::unique_ptr<const PackedPair>> PackedPair::Pack(const Kernels& kernels,
+                                                                   const MatrixView& a,
+                                                                   const MatrixView& b,
+                                                                   ComputeType type) {
+  ASSIGN_OR_RETURN(auto impl, Impl::Create(kernels.impl(), a, b, type));
+  return std::unique_ptr<const PackedPair>(new PackedPair(std::move(impl)));
+}
+
+PackedPair::PackedPair(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+PackedPair::~PackedPair() = default;
+
+const PairShape& PackedPair::shape() const { return impl_->shape(); }
+ComputeType PackedPair::type() const { return impl_->type(); }
+int64_t PackedPair::bytes() const { return impl_->bytes(); }
+
+}  // namespace adapterd

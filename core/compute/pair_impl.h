@@ -1,0 +1,72 @@
+// The two products of a packed pair, on one block of rows. For this room only.
+#ifndef ADAPTERD_CORE_COMPUTE_PAIR_IMPL_H_
+#define ADAPTERD_CORE_COMPUTE_PAIR_IMPL_H_
+
+#include <bit>
+#include <cstdint>
+#include <span>
+
+#include "core/compute/onednn.h"
+#include "core/compute/packed_matrix.h"
+#include "core/compute/packed_pair.h"
+
+namespace adapterd {
+
+// Rows that one call of a kernel takes: 1, 2, 4, ... kMaxBlockRows, so that the shapes stay few.
+inline constexpr int64_t kMaxBlockRows = 64;
+constexpr int64_t RowBucket(int64_t rows) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
+}
+
+// How a shape is packed: the rank that is computed and stored is rounded up to what is fast.
+struct PairPlan {
+  MatrixPlan shrink;  // transposed A: k = in_features, n = columns of the low-rank rows
+  MatrixPlan expand;  // transposed B: k = those of them that count, n = out_features
+
+  static PairPlan For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type);
+};
+
+class PackedPair::Impl {
+ public:
+  static absl::StatusOr<std::unique_ptr<const Impl>> Create(Kernels::Impl& kernels,
+                                                            const MatrixView& a,
+                                                            const MatrixView& b, ComputeType type);
+
+  const PairShape& shape() const { return shape_; }
+  ComputeType type() const { return shrink_.plan().type; }
+  int64_t bytes() const { return shrink_.bytes() + expand_.bytes(); }
+
+  // Bytes of one low-rank row, which is of type().
+  int64_t low_rank_bytes() const { return shrink_.plan().n * ElementBytes(type()); }
+
+  // low_rank = factor * input A^T. `rows` is a bucket; input is [rows, in_features] of type().
+  absl::Status Shrink(Kernels::Impl& kernels, int64_t rows, const void* input, double factor,
+                      std::byte* low_rank) const;
+
+  // Columns of the output are computed in chunks, the same for all pairs of one out_features.
+  std::span<const PackedMatrix::Chunk> chunks() const { return expand_.chunks(); }
+
+  // sums [rows, chunk.columns] = low_rank B^T for the chunk's columns, or += to accumulate.
+  absl::Status Expand(Kernels::Impl& kernels, int64_t rows, const std::byte* low_rank,
+                      const PackedMatrix::Chunk& chunk, bool accumulate, float* sums) const;
+
+ private:
+  Impl(const PairShape& shape, int64_t shrink_rows, PackedMatrix shrink, PackedMatrix expand)
+      : shape_(shape),
+        shrink_rows_(shrink_rows),
+        shrink_(std::move(shrink)),
+        expand_(std::move(expand)) {}
+
+  MatmulShape ShrinkShape(int64_t rows, const PackedMatrix::Chunk& chunk) const;
+  MatmulShape ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk, bool accumulate) const;
+  absl::Status Prepare(Kernels::Impl& kernels) const;
+
+  const PairShape shape_;
+  const int64_t shrink_rows_;  // of one call
+  const PackedMatrix shrink_;
+  const PackedMatrix expand_;
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_CORE_COMPUTE_PAIR_IMPL_H_

@@ -1,0 +1,50 @@
+#include "service/adapter_refs.h"
+
+#include "core/base/error.h"
+#include "core/base/status_macros.h"
+#include "service/adapter_convert.h"
+
+namespace adapterd {
+
+absl::StatusOr<AdapterRefs::Use> AdapterRefs::Add(const v1::AdapterRef& ref,
+                                                  const std::string& field) {
+  ASSIGN_OR_RETURN(AdapterRef parsed, RefFromProto(ref, field));
+  ASSIGN_OR_RETURN(const double weight, WeightFromProto(ref, field));
+  // A handful of distinct adapters is usual, 16 x 1024 mentions possible: the last is tried first.
+  for (size_t i = refs_.size(); i-- > 0;) {
+    if (refs_[i].name == parsed.name && refs_[i].revision == parsed.revision) {
+      return Use{i, weight};
+    }
+  }
+  refs_.push_back(std::move(parsed));
+  return Use{refs_.size() - 1, weight};
+}
+
+absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle& handle,
+                                                            const AdapterRef& ref,
+                                                            const ModuleSelector& selector,
+                                                            const std::string& field,
+                                                            bool skip_untargeted) {
+  const AdapterManifest& manifest = handle->manifest();
+  absl::StatusOr<size_t> found = manifest.index.Find(selector);
+  if (found.ok()) {
+    return std::optional<ResolvedModule>({*found, &manifest.modules[*found]});
+  }
+  if (skip_untargeted && GetErrorDetails(found.status()).reason == Reason::kModuleNotTargeted) {
+    return std::optional<ResolvedModule>();
+  }
+  return Annotate(Annotate(found.status(), "adapter", ref.name), "field", field);
+}
+
+void AddUses(const std::vector<AdapterRef>& refs, const std::vector<AdapterHandle>& handles,
+             const std::vector<bool>& used,
+             google::protobuf::RepeatedPtrField<v1::AdapterUse>& out) {
+  for (size_t i = 0; i < refs.size(); ++i) {
+    if (!used[i]) continue;
+    v1::AdapterUse* use = out.Add();
+    use->set_name(refs[i].name);
+    use->set_revision(handles[i]->adapter().digest().revision);
+  }
+}
+
+}  // namespace adapterd

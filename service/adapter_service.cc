@@ -1,0 +1,202 @@
+#include "service/adapter_service.h"
+
+#include <malloc.h>
+
+#include "core/base/error.h"
+#include "core/base/status_macros.h"
+#include "service/adapter_convert.h"
+#include "service/adapter_listing.h"
+
+namespace adapterd {
+namespace {
+
+constexpr char kService[] = "adapterd.v1.AdapterService";
+
+// Freed pages are worth returning to the system from this much on; it takes milliseconds.
+constexpr int64_t kTrimBytes = int64_t{16} << 20;
+
+void Refuse(RpcCall& call, const absl::Status& status) {
+  if (call.Claim()) call.Answer(status);
+}
+
+absl::Status FillAdapter(const AdapterSnapshot& snapshot, const v1::GetAdapterRequest& request,
+                         v1::Adapter& out) {
+  if (!request.has_module()) {
+    ToProto(snapshot, request.view(), out);
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const ModuleSelector selector, SelectorFromProto(request.module(), "module"));
+  const std::vector<size_t> found = snapshot.manifest == nullptr
+                                        ? std::vector<size_t>()
+                                        : snapshot.manifest->index.FindAll(selector);
+  if (found.empty()) {
+    return Error(Reason::kModuleNotTargeted, "adapter \"" + snapshot.name + "\" does not target " +
+                                                 SelectorString(selector))
+        .With("adapter", snapshot.name)
+        .With("module", SelectorString(selector));
+  }
+  ToProto(snapshot, request.view(), out, &found);
+  return absl::OkStatus();
+}
+
+// A source that cannot be opened is an error of the call, not a problem of an adapter.
+bool MeansNotOpened(Reason reason) {
+  return reason == Reason::kPathOutsideRoot || reason == Reason::kSourceNotFound ||
+         reason == Reason::kSourceUnavailable || reason == Reason::kInvalidField;
+}
+
+absl::Status FillValidation(const ValidationResult& result, v1::ValidateAdapterResponse& out) {
+  for (const Problem& problem : result.problems.items()) {
+    if (problem.severity == Severity::kError && MeansNotOpened(problem.reason)) {
+      return result.problems.ToStatus();
+    }
+  }
+  out.set_valid(!result.problems.has_errors());
+  for (const Problem& problem : result.problems.items()) ToProto(problem, *out.add_problems());
+  out.set_memory_bytes(result.memory_bytes);
+  out.set_fits(result.fits);
+  if (result.adapter && out.valid()) {
+    ToProto(*result.adapter, v1::ADAPTER_VIEW_FULL, *out.mutable_adapter());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+AdapterService::AdapterService(ControlPlane& plane)
+    : plane_(plane),
+      load_(plane.environment.metrics.Rpc(kService, "LoadAdapter")),
+      validate_(plane.environment.metrics.Rpc(kService, "ValidateAdapter")),
+      get_(plane.environment.metrics.Rpc(kService, "GetAdapter")),
+      list_(plane.environment.metrics.Rpc(kService, "ListAdapters")),
+      unload_(plane.environment.metrics.Rpc(kService, "UnloadAdapter")),
+      info_(plane.environment.metrics.Rpc(kService, "GetServerInfo")) {}
+
+std::shared_ptr<RpcCall> AdapterService::Start(RpcMetrics& metrics,
+                                               grpc::CallbackServerContext* context,
+                                               const google::protobuf::Message& request) {
+  return RpcCall::Start(plane_.environment, metrics, Plane::kControl, context, request);
+}
+
+grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContext* context,
+                                                      const v1::LoadAdapterRequest* request,
+                                                      v1::LoadAdapterResponse* response) {
+  auto call = Start(load_, context, *request);
+  if (call->answered()) return call.get();
+  absl::StatusOr<LoadRequest> load = LoadRequestFromProto(*request);
+  if (load.ok() && plane_.draining) load = Error(Reason::kDraining, "the server is shutting down");
+  if (!load.ok()) {
+    Refuse(*call, load.status());
+    return call.get();
+  }
+  auto ticket = plane_.registry.Load(
+      *std::move(load), [call, request, response](absl::StatusOr<LoadResult> result) {
+        if (!call->Claim()) return;
+        if (result.ok()) {
+          ToProto(result->adapter, request->view(), *response->mutable_adapter());
+          response->set_already_loaded(result->already_loaded);
+          response->set_replaced_revision(result->replaced_revision);
+        }
+        call->Answer(result.status(), response);
+      });
+  call->WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdapterService::ValidateAdapter(
+    grpc::CallbackServerContext* context, const v1::ValidateAdapterRequest* request,
+    v1::ValidateAdapterResponse* response) {
+  auto call = Start(validate_, context, *request);
+  if (call->answered()) return call.get();
+  absl::StatusOr<LoadRequest> load = LoadRequestFromProto(*request);
+  if (!load.ok()) {
+    Refuse(*call, load.status());
+    return call.get();
+  }
+  plane_.io_pool.Submit([this, call, response, load = *std::move(load)] {
+    call->Run(*response, [&]() -> absl::Status {
+      const ValidationResult result = plane_.registry.Validate(load, call->cancellation());
+      RETURN_IF_ERROR(call->cancellation().Check());
+      return FillValidation(result, *response);
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdapterService::GetAdapter(grpc::CallbackServerContext* context,
+                                                     const v1::GetAdapterRequest* request,
+                                                     v1::GetAdapterResponse* response) {
+  auto call = Start(get_, context, *request);
+  if (call->answered()) return call.get();
+  plane_.control_pool.Submit([this, call, request, response] {
+    call->Run(*response, [&]() -> absl::Status {
+      RETURN_IF_ERROR(CheckAdapterName(request->name(), "name"));
+      ASSIGN_OR_RETURN(const AdapterSnapshot snapshot, plane_.registry.Get(request->name()));
+      return FillAdapter(snapshot, *request, *response->mutable_adapter());
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdapterService::ListAdapters(grpc::CallbackServerContext* context,
+                                                       const v1::ListAdaptersRequest* request,
+                                                       v1::ListAdaptersResponse* response) {
+  auto call = Start(list_, context, *request);
+  if (call->answered()) return call.get();
+  plane_.control_pool.Submit([this, call, request, response] {
+    call->Run(*response, [&]() -> absl::Status {
+      return FillListing(plane_.registry.List(), plane_.registry.budget().limit(), *request,
+                         *response);
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerContext* context,
+                                                        const v1::UnloadAdapterRequest* request,
+                                                        v1::UnloadAdapterResponse* response) {
+  auto call = Start(unload_, context, *request);
+  if (call->answered()) return call.get();
+  if (absl::Status status = CheckAdapterName(request->name(), "name"); !status.ok()) {
+    Refuse(*call, status);
+    return call.get();
+  }
+  UnloadRequest unload{request->name(), request->revision(), request->force(),
+                       !request->has_wait() || request->wait()};
+  const bool allow_missing = request->allow_missing();
+  auto ticket = plane_.registry.Unload(
+      std::move(unload), [this, call, response, allow_missing](absl::StatusOr<UnloadResult> result) {
+        if (result.ok() && result->freed_bytes >= kTrimBytes) {
+          plane_.io_pool.Submit([] { malloc_trim(0); });
+        }
+        if (!call->Claim()) return;
+        absl::Status status = result.status();
+        if (result.ok()) {
+          response->set_freed_bytes(result->freed_bytes);
+          response->set_freed(result->freed);
+        } else if (allow_missing &&
+                   GetErrorDetails(status).reason == Reason::kAdapterNotFound) {
+          response->set_freed(true);
+          status = absl::OkStatus();
+        }
+        call->Answer(status, response);
+      });
+  // The name is gone already when the memory is waited for: then only the answer is given up.
+  call->WhenCancelled([this, call, ticket] {
+    plane_.registry.Cancel(ticket);
+    if (call->Claim()) call->Answer(absl::CancelledError("the caller went away"));
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdapterService::GetServerInfo(grpc::CallbackServerContext* context,
+                                                        const v1::GetServerInfoRequest* request,
+                                                        v1::GetServerInfoResponse* response) {
+  auto call = Start(info_, context, *request);
+  if (call->answered()) return call.get();
+  *response = plane_.info;
+  if (call->Claim()) call->Answer(absl::OkStatus(), response);
+  return call.get();
+}
+
+}  // namespace adapterd

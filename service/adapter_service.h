@@ -1,0 +1,64 @@
+// The control plane: LoadAdapter, ValidateAdapter, GetAdapter, ListAdapters, UnloadAdapter,
+// GetServerInfo.
+#ifndef ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
+#define ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
+
+#include <atomic>
+
+#include "adapterd/v1/adapter_service.grpc.pb.h"
+#include "core/base/thread_pool.h"
+#include "core/registry/adapter_registry.h"
+#include "service/rpc_call.h"
+
+namespace adapterd {
+
+// All of it outlives the service.
+struct ControlPlane {
+  RpcEnvironment& environment;
+  AdapterRegistry& registry;
+  ThreadPool& io_pool;                    // reads files
+  ThreadPool& control_pool;               // builds listings; never waits
+  const v1::GetServerInfoResponse& info;  // constant
+  const std::atomic<bool>& draining;
+};
+
+// Handlers run on gRPC's threads and only check and hand over.
+class AdapterService final : public v1::AdapterService::CallbackService {
+ public:
+  explicit AdapterService(ControlPlane& plane);
+
+  grpc::ServerUnaryReactor* LoadAdapter(grpc::CallbackServerContext* context,
+                                        const v1::LoadAdapterRequest* request,
+                                        v1::LoadAdapterResponse* response) override;
+  grpc::ServerUnaryReactor* ValidateAdapter(grpc::CallbackServerContext* context,
+                                            const v1::ValidateAdapterRequest* request,
+                                            v1::ValidateAdapterResponse* response) override;
+  grpc::ServerUnaryReactor* GetAdapter(grpc::CallbackServerContext* context,
+                                       const v1::GetAdapterRequest* request,
+                                       v1::GetAdapterResponse* response) override;
+  grpc::ServerUnaryReactor* ListAdapters(grpc::CallbackServerContext* context,
+                                         const v1::ListAdaptersRequest* request,
+                                         v1::ListAdaptersResponse* response) override;
+  grpc::ServerUnaryReactor* UnloadAdapter(grpc::CallbackServerContext* context,
+                                          const v1::UnloadAdapterRequest* request,
+                                          v1::UnloadAdapterResponse* response) override;
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const v1::GetServerInfoRequest* request,
+                                          v1::GetServerInfoResponse* response) override;
+
+ private:
+  std::shared_ptr<RpcCall> Start(RpcMetrics& metrics, grpc::CallbackServerContext* context,
+                                 const google::protobuf::Message& request);
+
+  ControlPlane& plane_;
+  RpcMetrics& load_;
+  RpcMetrics& validate_;
+  RpcMetrics& get_;
+  RpcMetrics& list_;
+  RpcMetrics& unload_;
+  RpcMetrics& info_;
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_SERVICE_ADAPTER_SERVICE_H_

@@ -1,0 +1,69 @@
+#include "service/admin_server.h"
+
+#include <fmt/format.h>
+#include <httplib.h>
+
+#include "core/base/error.h"
+
+namespace adapterd {
+namespace {
+
+constexpr size_t kThreads = 2;  // a scraper and a probe
+constexpr size_t kMaxRequestBytes = 64 << 10;
+constexpr time_t kTimeoutSeconds = 5;
+constexpr char kMetricsType[] = "text/plain; version=0.0.4; charset=utf-8";
+constexpr char kTextType[] = "text/plain; charset=utf-8";
+
+void ReuseAddressOnly(socket_t socket) {
+  // The library's default also sets SO_REUSEPORT, which would let two servers share a port unseen.
+  const int yes = 1;
+  setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+}
+
+}  // namespace
+
+AdminServer::AdminServer() : server_(std::make_unique<httplib::Server>()) {}
+
+absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const HostPort& address,
+                                                                AdminPages pages) {
+  std::unique_ptr<AdminServer> admin(new AdminServer());
+  httplib::Server& server = *admin->server_;
+  server.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
+  server.set_socket_options(ReuseAddressOnly);
+  server.set_payload_max_length(kMaxRequestBytes);
+  server.set_read_timeout(kTimeoutSeconds);
+  server.set_write_timeout(kTimeoutSeconds);
+  server.set_keep_alive_timeout(kTimeoutSeconds);
+  server.Get("/metrics", [pages](const httplib::Request&, httplib::Response& response) {
+    response.set_content(pages.metrics(), kMetricsType);
+  });
+  server.Get("/healthz", [](const httplib::Request&, httplib::Response& response) {
+    response.set_content("ok\n", kTextType);
+  });
+  server.Get("/readyz", [pages](const httplib::Request&, httplib::Response& response) {
+    const bool ready = pages.ready();
+    response.status = ready ? 200 : 503;
+    response.set_content(ready ? "ready\n" : "not ready\n", kTextType);
+  });
+  admin->port_ = address.port;
+  if (address.port == 0) {
+    admin->port_ = server.bind_to_any_port(address.host);
+  } else if (!server.bind_to_port(address.host, address.port)) {
+    admin->port_ = -1;
+  }
+  if (admin->port_ <= 0) {
+    return Error(Reason::kSourceUnavailable,
+                 fmt::format("cannot listen on {}:{} for the admin server; is the port taken?",
+                             address.host, address.port));
+  }
+  admin->thread_ = std::thread([&server] { server.listen_after_bind(); });
+  while (!server.is_running()) std::this_thread::yield();  // stop() works from here on
+  return admin;
+}
+
+AdminServer::~AdminServer() {
+  server_->stop();
+  if (thread_.joinable()) thread_.join();
+}
+
+}  // namespace adapterd

@@ -1,0 +1,44 @@
+// HTTP for operators: /metrics, /healthz, /readyz.
+#ifndef ADAPTERD_SERVICE_ADMIN_SERVER_H_
+#define ADAPTERD_SERVICE_ADMIN_SERVER_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/statusor.h"
+#include "service/server_options.h"
+
+namespace httplib {
+class Server;
+}
+
+namespace adapterd {
+
+struct AdminPages {
+  std::function<std::string()> metrics;  // Prometheus text
+  std::function<bool()> ready;           // start-up loads are done and the server is not draining
+};
+
+// Serves on threads of its own from Start until the destructor.
+class AdminServer {
+ public:
+  // SOURCE_UNAVAILABLE when the port cannot be had. Port 0 picks one.
+  static absl::StatusOr<std::unique_ptr<AdminServer>> Start(const HostPort& address,
+                                                            AdminPages pages);
+  ~AdminServer();
+
+  int port() const { return port_; }
+
+ private:
+  AdminServer();
+
+  std::unique_ptr<httplib::Server> server_;
+  int port_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_SERVICE_ADMIN_SERVER_H_

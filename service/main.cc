@@ -1,0 +1,100 @@
+// adapterd: the server, and the few things its binary does without serving.
+#include <fmt/format.h>
+#include <grpc/support/log.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include "core/adapter/adapter_reader.h"
+#include "core/base/status_macros.h"
+#include "service/server.h"
+#include "service/server_options.h"
+#include "service/status_convert.h"
+
+namespace adapterd {
+namespace {
+
+constexpr int kExitFailed = 2;
+constexpr int kExitCutOff = 1;  // requests were still running when the drain timeout ended
+
+// Buffers of request size stay mapped between requests: page faults cost more than the copies.
+constexpr int kMmapThreshold = 32 << 20;
+constexpr int kTrimThreshold = 1 << 30;
+
+int Fail(const absl::Status& status) {
+  std::string line = ClampUtf8(std::string(status.message()), kMaxErrorMessageBytes);
+  for (char& c : line) c = c == '\n' ? ' ' : c;
+  fmt::print(stderr, "adapterd: {}\n", line);
+  return kExitFailed;
+}
+
+void DropGrpcLog(gpr_log_func_args*) {}
+
+absl::StatusOr<std::string> DigestOf(const std::string& path) {
+  const std::filesystem::path absolute = std::filesystem::absolute(path).lexically_normal();
+  const bool slash = absolute.filename().empty();  // "folder/"
+  const std::filesystem::path folder = slash ? absolute.parent_path() : absolute;
+  ASSIGN_OR_RETURN(SourceRoots roots, SourceRoots::Open({{"", folder.parent_path()}}));
+  ProblemList problems;
+  auto reader = OpenFromRoots(std::make_shared<const SourceRoots>(std::move(roots)))(
+      {folder.filename(), ""}, problems);
+  if (reader == nullptr) return problems.ToStatus();
+  ASSIGN_OR_RETURN(const ContentDigest digest, reader->Digest(Cancellation(), problems));
+  return digest.revision;
+}
+
+int PrintDigest(const std::string& path) {
+  const absl::StatusOr<std::string> revision = DigestOf(path);
+  if (!revision.ok()) return Fail(revision.status());
+  fmt::print("{}\n", *revision);
+  return EXIT_SUCCESS;
+}
+
+// Blocks the signals on every thread that is started afterwards, so that only sigwait sees them.
+sigset_t BlockStopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+int Serve(const ServerOptions& options) {
+  const sigset_t signals = BlockStopSignals();
+  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
+  if (!server.ok()) return Fail(server.status());
+  fmt::print("{}\n", (*server)->ReadyLine());
+  std::fflush(stdout);
+  int received = 0;
+  sigwait(&signals, &received);
+  return (*server)->Drain() ? EXIT_SUCCESS : kExitCutOff;
+}
+
+int Main(int argc, char** argv) {
+  mallopt(M_MMAP_THRESHOLD, kMmapThreshold);
+  mallopt(M_TRIM_THRESHOLD, kTrimThreshold);
+  // What gRPC would print about a port or a peer, our own errors say in one line.
+  if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function(DropGrpcLog);
+  const absl::StatusOr<Command> command = ParseCommandLine(argc, argv, ReadHostLimits());
+  if (!command.ok()) return Fail(command.status());
+  switch (command->kind) {
+    case Command::Kind::kPrintAndExit:
+      fmt::print("{}", command->text);
+      return EXIT_SUCCESS;
+    case Command::Kind::kDigest:
+      return PrintDigest(command->text);
+    default:
+      return Serve(command->options);
+  }
+}
+
+}  // namespace
+}  // namespace adapterd
+
+int main(int argc, char** argv) { return adapterd::Main(argc, argv); }

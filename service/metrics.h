@@ -1,0 +1,85 @@
+// Every metric that this program counts, by the names that dashboards rely on.
+#ifndef ADAPTERD_SERVICE_METRICS_H_
+#define ADAPTERD_SERVICE_METRICS_H_
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace adapterd {
+
+// Metrics of one RPC method, looked up once.
+class RpcMetrics {
+ public:
+  RpcMetrics(std::string service, std::string method, prometheus::Registry& registry);
+
+  const std::string& service() const { return service_; }
+  const std::string& method() const { return method_; }
+  void Started() { started_.Increment(); }
+  void Handled(absl::StatusCode code, absl::Duration duration);
+
+ private:
+  const std::string service_;
+  const std::string method_;
+  prometheus::Counter& started_;
+  prometheus::Histogram& seconds_;
+  prometheus::Family<prometheus::Counter>& handled_;
+};
+
+enum class ApplyStage { kQueue, kParse, kCompute, kSerialize };
+
+// Owns the Prometheus registry and everything in it that is counted as it happens; what can be read
+// off the adapter registry or /proc at scrape time is collected there (collectors.h).
+// Any thread. An observation costs an atomic add, or a short lock for a histogram.
+class Metrics {
+ public:
+  Metrics();
+
+  RpcMetrics& Rpc(const std::string& service, const std::string& method)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void Load(const absl::Status& status, bool read, absl::Duration duration);
+  void Apply(ApplyStage stage, absl::Duration duration);
+  void ApplyRows(int64_t rows) { apply_rows_.Increment(static_cast<double>(rows)); }
+  void Merge(absl::Duration duration, int64_t bytes);
+  void Rejected(std::string_view reason);
+  prometheus::Gauge& inflight_bytes() { return inflight_bytes_; }
+
+  prometheus::Registry& registry() { return registry_; }
+  std::string Text(const std::vector<prometheus::MetricFamily>& more) const;
+
+ private:
+  prometheus::Registry registry_;  // synchronises itself, like all that it owns
+  prometheus::Family<prometheus::Counter>& loads_;
+  prometheus::Histogram& load_seconds_;
+  prometheus::Counter& evictions_;
+  prometheus::Family<prometheus::Histogram>& stage_seconds_;
+  std::vector<prometheus::Histogram*> stages_;
+  prometheus::Counter& apply_rows_;
+  prometheus::Histogram& merge_seconds_;
+  prometheus::Counter& merge_bytes_;
+  prometheus::Gauge& inflight_bytes_;
+  prometheus::Family<prometheus::Counter>& rejected_;
+
+  absl::Mutex mutex_;
+  absl::flat_hash_map<std::string, std::unique_ptr<RpcMetrics>> rpcs_ ABSL_GUARDED_BY(mutex_);
+};
+
+// "OK", "ResourceExhausted": how gRPC's metrics write codes.
+std::string CodeLabel(absl::StatusCode code);
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_SERVICE_METRICS_H_

@@ -1,0 +1,270 @@
+#include "service/server.h"
+
+#include <fmt/format.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <limits>
+#include <random>
+
+#include "absl/synchronization/notification.h"
+#include "core/base/error.h"
+#include "core/base/status_macros.h"
+#include "service/adapter_convert.h"
+#include "service/collectors.h"
+#include "service/projection_plan.h"
+
+namespace adapterd {
+namespace {
+
+constexpr int kIoThreads = 4;       // enough to keep a disk busy
+constexpr int kControlThreads = 1;  // listings are short and never wait
+// gRPC's own limit lies above ours, so that a message somewhat too large gets our error.
+constexpr int64_t kMessageHeadroom = int64_t{64} << 20;
+// Requests that were on their way when SIGTERM came still find an open door.
+constexpr absl::Duration kDrainNotice = absl::Milliseconds(200);
+constexpr int kMaxStreamsPerConnection = 1024;
+
+const char* const kServices[] = {"adapterd.v1.AdapterService", "adapterd.v1.ProjectionService",
+                                 "adapterd.v1.MergeService"};
+
+int GrpcMessageLimit(int64_t max_message_bytes) {
+  const int64_t limit = 2 * max_message_bytes + kMessageHeadroom;
+  return static_cast<int>(std::min<int64_t>(limit, std::numeric_limits<int>::max()));
+}
+
+std::string NewInstanceId() {
+  std::random_device random;
+  return fmt::format("{:08x}{:08x}", random(), random());
+}
+
+std::string JoinHostPort(const std::string& host, int port) {
+  return host.find(':') == std::string::npos ? fmt::format("{}:{}", host, port)
+                                             : fmt::format("[{}]:{}", host, port);
+}
+
+// A socket file that a dead process left behind would make the bind fail; anything else is kept.
+absl::Status RemoveStaleSocket(const std::string& path) {
+  struct stat status;
+  if (lstat(path.c_str(), &status) != 0) return absl::OkStatus();
+  if (S_ISSOCK(status.st_mode) && unlink(path.c_str()) == 0) return absl::OkStatus();
+  return Error(Reason::kSourceUnavailable,
+               fmt::format("--unix-socket: {} exists and is not a socket", path));
+}
+
+v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels& kernels,
+                                     const SourceRoots& roots) {
+  v1::GetServerInfoResponse info;
+  info.set_version(ADAPTERD_VERSION);
+  info.set_instance_id(NewInstanceId());
+  info.set_onednn_version(Kernels::OneDnnVersion());
+  info.set_isa(kernels.isa());
+  info.set_threads(options.threads);
+  for (const std::string& name : roots.names()) info.add_adapter_roots(name);
+  info.add_formats("peft");
+  v1::ServerLimits& limits = *info.mutable_limits();
+  limits.set_max_message_bytes(options.max_message_bytes);
+  limits.set_max_rows(kMaxRows);
+  limits.set_max_segments(kMaxSegments);
+  limits.set_max_adapters_per_segment(kMaxAdaptersPerSegment);
+  info.set_memory_budget_bytes(options.memory_budget_bytes);
+  info.mutable_start_time()->set_seconds(absl::ToUnixSeconds(absl::Now()));
+  return info;
+}
+
+}  // namespace
+
+// Members are destroyed from the last to the first: the gRPC server before all that its calls use.
+class Server::Parts {
+ public:
+  Parts(const ServerOptions& server_options, std::shared_ptr<const SourceRoots> roots)
+      : options(server_options),
+        logger(options.log_format, options.log_level),
+        workers("compute", options.threads, PrepareComputeThread),
+        control_pool("control", kControlThreads),
+        io_pool("io", kIoThreads),
+        registry(MakeRegistryOptions(), kernels, OpenFromRoots(roots),
+                 MemoryBudget::Create(options.memory_budget_bytes), io_pool),
+        admission(options.max_inflight_bytes, metrics.inflight_bytes()),
+        environment{metrics, logger, options.max_message_bytes},
+        info(ServerInfo(options, kernels, *roots)),
+        control_plane{environment, registry, io_pool, control_pool, info, draining},
+        data_plane{environment, registry, kernels, workers, admission},
+        adapter_service(control_plane),
+        projection_service(data_plane),
+        merge_service(data_plane) {}
+
+  absl::Status Listen();
+  absl::Status LoadAll();
+  void SetServing(bool serving);
+
+  const ServerOptions options;
+  Metrics metrics;
+  Logger logger;
+  std::atomic<bool> draining{false};
+  std::atomic<bool> ready{false};
+  Kernels kernels;
+  ThreadPool workers;
+  ThreadPool control_pool;
+  ThreadPool io_pool;
+  AdapterRegistry registry;
+  Admission admission;
+  RpcEnvironment environment;
+  const v1::GetServerInfoResponse info;
+  ControlPlane control_plane;
+  DataPlane data_plane;
+  AdapterService adapter_service;
+  ProjectionService projection_service;
+  MergeService merge_service;
+  std::unique_ptr<grpc::Server> grpc_server;
+  std::string grpc_address;
+  std::string admin_address;
+  std::unique_ptr<AdminServer> admin;
+
+ private:
+  RegistryOptions MakeRegistryOptions();
+  AdminPages MakePages();
+};
+
+RegistryOptions Server::Parts::MakeRegistryOptions() {
+  RegistryOptions registry_options;
+  registry_options.public_id_template = options.public_id_template;
+  registry_options.on_load = [this](const LoadEvent& event) {
+    metrics.Load(event.status, event.read, event.duration);
+    if (event.status.ok() && event.read) {
+      logger.Log(LogLevel::kInfo, "adapter_loaded",
+                 {{"adapter", event.name}, {"ms", absl::ToDoubleMilliseconds(event.duration)}});
+    }
+  };
+  return registry_options;
+}
+
+AdminPages Server::Parts::MakePages() {
+  AdminPages pages;
+  pages.ready = [this] { return ready && !draining; };
+  pages.metrics = [this] {
+    std::vector<prometheus::MetricFamily> more = CollectAdapters(registry);
+    for (auto& family : CollectServer(workers, info.isa())) more.push_back(std::move(family));
+    for (auto& family : CollectProcess()) more.push_back(std::move(family));
+    return metrics.Text(more);
+  };
+  return pages;
+}
+
+absl::Status Server::Parts::Listen() {
+  const HostPort address = *ParseHostPort(options.grpc_address);
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(JoinHostPort(address.host, address.port),
+                           grpc::InsecureServerCredentials(), &port);
+  if (!options.unix_socket.empty()) {
+    RETURN_IF_ERROR(RemoveStaleSocket(options.unix_socket));
+    builder.AddListeningPort("unix:" + options.unix_socket, grpc::InsecureServerCredentials());
+  }
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  builder.SetMaxReceiveMessageSize(GrpcMessageLimit(options.max_message_bytes));
+  builder.SetMaxSendMessageSize(-1);
+  builder.SetDefaultCompressionAlgorithm(GRPC_COMPRESS_NONE);
+  builder.RegisterService(&adapter_service);
+  builder.RegisterService(&projection_service);
+  builder.RegisterService(&merge_service);
+  grpc_server = builder.BuildAndStart();
+  if (grpc_server == nullptr || port == 0) {
+    return Error(Reason::kSourceUnavailable,
+                 fmt::format("cannot listen on {} for gRPC; is the port taken?",
+                             options.grpc_address));
+  }
+  SetServing(false);
+  grpc_address = JoinHostPort(address.host, port);
+
+  const HostPort admin_host = *ParseHostPort(options.admin_address);
+  ASSIGN_OR_RETURN(admin, AdminServer::Start(admin_host, MakePages()));
+  admin_address = JoinHostPort(admin_host.host, admin->port());
+  return absl::OkStatus();
+}
+
+absl::Status Server::Parts::LoadAll() {
+  std::vector<absl::Status> results(options.load.size());
+  std::vector<absl::Notification> done(options.load.size());
+  for (size_t i = 0; i < options.load.size(); ++i) {
+    LoadRequest request;
+    request.name = options.load[i].first;
+    request.source.source = options.load[i].second;
+    registry.Load(std::move(request), [&, i](absl::StatusOr<LoadResult> result) {
+      results[i] = result.status();
+      done[i].Notify();
+    });
+  }
+  for (absl::Notification& each : done) each.WaitForNotification();
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (results[i].ok()) continue;
+    return Error(GetErrorDetails(results[i]).reason,
+                 fmt::format("--load {}={}: {}", options.load[i].first, options.load[i].second,
+                             std::string(results[i].message())));
+  }
+  return absl::OkStatus();
+}
+
+void Server::Parts::SetServing(bool serving) {
+  grpc::HealthCheckServiceInterface* health = grpc_server->GetHealthCheckService();
+  health->SetServingStatus(true);  // "": the process lives, which is all that liveness asks
+  for (const char* service : kServices) health->SetServingStatus(service, serving);
+}
+
+Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Server::~Server() {
+  if (parts_->grpc_server != nullptr) {
+    parts_->grpc_server->Shutdown(std::chrono::system_clock::now());
+    parts_->grpc_server->Wait();
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
+  for (const auto& [name, source] : options.load) {
+    RETURN_IF_ERROR(CheckAdapterName(name, "--load"));
+  }
+  ASSIGN_OR_RETURN(SourceRoots roots, SourceRoots::Open(options.adapter_roots));
+  std::unique_ptr<Server> server(new Server(
+      std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(roots)))));
+  RETURN_IF_ERROR(server->parts_->Listen());
+  RETURN_IF_ERROR(server->parts_->LoadAll());
+  server->parts_->ready = true;
+  server->parts_->SetServing(true);
+  server->parts_->logger.Log(LogLevel::kInfo, "serving",
+                             {{"version", ADAPTERD_VERSION},
+                              {"grpc", server->parts_->grpc_address},
+                              {"admin", server->parts_->admin_address},
+                              {"threads", int64_t{options.threads}},
+                              {"memory_budget_bytes", options.memory_budget_bytes},
+                              {"isa", server->parts_->kernels.isa()},
+                              {"onednn", Kernels::OneDnnVersion()}});
+  return server;
+}
+
+std::string Server::ReadyLine() const {
+  return fmt::format("adapterd ready grpc={} admin={}", parts_->grpc_address,
+                     parts_->admin_address);
+}
+
+bool Server::Drain() {
+  const absl::Time deadline = absl::Now() + parts_->options.drain_timeout;
+  parts_->draining = true;
+  parts_->SetServing(false);
+  parts_->logger.Log(LogLevel::kInfo, "draining");
+  absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
+  parts_->grpc_server->Shutdown(absl::ToChronoTime(deadline));
+  parts_->grpc_server->Wait();
+  const bool clean = absl::Now() < deadline;
+  parts_->logger.Log(clean ? LogLevel::kInfo : LogLevel::kWarning,
+                     clean ? "drained" : "drain_timeout");
+  return clean;
+}
+
+}  // namespace adapterd

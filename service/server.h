@@ -1,0 +1,42 @@
+// The process: every part in its place, from options to a clean drain.
+#ifndef ADAPTERD_SERVICE_SERVER_H_
+#define ADAPTERD_SERVICE_SERVER_H_
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "service/adapter_service.h"
+#include "service/admin_server.h"
+#include "service/merge_service.h"
+#include "service/projection_service.h"
+#include "service/server_options.h"
+
+namespace adapterd {
+
+// Listens from Start on, and is ready when Start returns. Drain, then destroy.
+class Server {
+ public:
+  // Opens the roots, takes the ports and loads what --load names; adapters are served while that
+  // goes on, but health and /readyz wait for it. Any failure is an error of one line.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
+  ~Server();
+
+  // "adapterd ready grpc=HOST:PORT admin=HOST:PORT"
+  std::string ReadyLine() const;
+
+  // Turns health and readiness off, lets running requests end within the drain timeout, then cuts
+  // them off. True when none had to be cut.
+  bool Drain();
+
+ private:
+  class Parts;
+  explicit Server(std::unique_ptr<Parts> parts);
+
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_SERVICE_SERVER_H_

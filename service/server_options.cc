@@ -1,0 +1,293 @@
+#include "service/server_options.h"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <functional>
+
+#include "core/base/checked_math.h"
+#include "core/base/error.h"
+
+namespace adapterd {
+namespace {
+
+constexpr double kBudgetShare = 0.6;      // of memory, for adapters; the rest is requests and headroom
+constexpr int64_t kInflightDivisor = 4;   // of memory, for requests and replies
+constexpr int kMaxThreads = 1024;
+
+// Stands for an empty value on its way through CLI11, which would take "--flag=" for "--flag" and
+// swallow the next argument.
+const std::string kEmptyValue = "\x01";
+
+std::vector<std::string> ProtectEmptyValues(int argc, const char* const* argv) {
+  std::vector<std::string> args;
+  for (int i = 1; i < argc; ++i) {
+    std::string arg = argv[i];
+    if (arg.size() > 3 && arg.rfind("--", 0) == 0 && arg.find('=') == arg.size() - 1) {
+      args.push_back(arg.substr(0, arg.size() - 1));
+      args.push_back(kEmptyValue);
+    } else {
+      args.push_back(std::move(arg));
+    }
+  }
+  std::reverse(args.begin(), args.end());  // the order that CLI11 takes a vector in
+  return args;
+}
+
+std::string EnvironmentName(const std::string& flag) {
+  std::string name = "ADAPTERD_";
+  for (char c : flag) name.push_back(c == '-' ? '_' : static_cast<char>(std::toupper(c)));
+  return name;
+}
+
+[[noreturn]] void Refuse(const std::string& flag, const std::string& value,
+                         const std::string& expected) {
+  throw CLI::ValidationError(
+      fmt::format("--{}: expected {}, found \"{}\"", flag, expected, value), 2);
+}
+
+// Adds options whose values are parsed by a function of ours; a false return refuses the value.
+class Flags {
+ public:
+  using Parse = std::function<bool(const std::string&)>;
+  explicit Flags(CLI::App& app) : app_(app) {}
+
+  void Add(const std::string& flag, const std::string& expected, const std::string& help,
+           Parse parse) {
+    Repeated(flag, expected, help, std::move(parse))
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+
+  CLI::Option* Repeated(const std::string& flag, const std::string& expected,
+                        const std::string& help, Parse parse) {
+    const std::function<void(const std::vector<std::string>&)> apply =
+        [flag, expected, parse](const std::vector<std::string>& values) {
+          for (const std::string& value : values) {
+            const std::string text = value == kEmptyValue ? "" : value;
+            if (!parse(text)) Refuse(flag, text, expected);
+          }
+        };
+    CLI::Option* option = app_.add_option_function("--" + flag, apply, help);
+    return option->envname(EnvironmentName(flag))
+        ->allow_extra_args(false)
+        ->expected(1)
+        ->type_name("")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  }
+
+  void Text(const std::string& flag, const std::string& help, std::string& out) {
+    Add(flag, "text", help, [&out](const std::string& value) {
+      out = value;
+      return true;
+    });
+  }
+
+  void Size(const std::string& flag, const std::string& help, int64_t& out) {
+    Add(flag, "a size such as 512MiB", help, [&out](const std::string& value) {
+      const auto size = ParseSize(value);
+      if (size && *size > 0) out = *size;
+      return size && *size > 0;
+    });
+  }
+
+  template <typename Enum>
+  void Choice(const std::string& flag, const std::string& help,
+              const std::vector<std::pair<std::string, Enum>>& choices, Enum& out) {
+    std::string names;
+    for (const auto& [name, unused] : choices) names += (names.empty() ? "" : "|") + name;
+    Add(flag, names, help, [choices, &out](const std::string& value) {
+      for (const auto& [name, choice] : choices) {
+        if (name == value) {
+          out = choice;
+          return true;
+        }
+      }
+      return false;
+    });
+  }
+
+ private:
+  CLI::App& app_;
+};
+
+bool ParseRoot(const std::string& value, std::vector<SourceRoots::Root>& roots) {
+  const size_t equals = value.find('=');
+  SourceRoots::Root root;
+  if (equals != std::string::npos && value.find('/') > equals) {
+    root = {value.substr(0, equals), value.substr(equals + 1)};
+    if (root.name.empty()) return false;
+  } else {
+    root = {"", value};
+  }
+  if (root.path.empty()) return false;
+  roots.push_back(std::move(root));
+  return true;
+}
+
+bool ParseLoad(const std::string& value, ServerOptions& options) {
+  const size_t equals = value.find('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == value.size()) return false;
+  options.load.emplace_back(value.substr(0, equals), value.substr(equals + 1));
+  return true;
+}
+
+void AddServingFlags(Flags& flags, ServerOptions& o) {
+  flags.Text("grpc-address", "HOST:PORT for gRPC; port 0 picks one", o.grpc_address);
+  flags.Text("unix-socket", "also serve gRPC on a Unix socket at PATH", o.unix_socket);
+  flags.Text("admin-address", "HOST:PORT for /metrics, /healthz and /readyz", o.admin_address);
+  flags.Repeated("adapter-root", "PATH or NAME=PATH",
+                 "folder that adapters are loaded from: PATH or NAME=PATH; repeatable",
+                 [&o](const std::string& v) { return ParseRoot(v, o.adapter_roots); });
+  flags.Size("memory-budget", "bytes that adapters may hold (default 60 % of memory)",
+             o.memory_budget_bytes);
+  flags.Size("max-message-size", "largest request or reply (default 256MiB)",
+             o.max_message_bytes);
+  flags.Size("max-inflight-bytes",
+             "bytes of requests and replies at one time (default 25 % of memory)",
+             o.max_inflight_bytes);
+  flags.Add("threads", "a whole number from 1 to 1024",
+            "compute threads (default: the CPUs that the cgroup allows)",
+            [&o](const std::string& v) {
+              const auto [end, error] = std::from_chars(v.data(), v.data() + v.size(), o.threads);
+              return error == std::errc() && end == v.data() + v.size() && o.threads >= 1 &&
+                     o.threads <= kMaxThreads;
+            });
+  flags.Repeated("load", "NAME=SOURCE", "load an adapter before serving: NAME=SOURCE; repeatable",
+                 [&o](const std::string& v) { return ParseLoad(v, o); });
+  flags.Add("drain-timeout", "a duration such as 25s",
+            "how long running requests may take after SIGTERM (default 25s)",
+            [&o](const std::string& v) {
+              return absl::ParseDuration(v, &o.drain_timeout) &&
+                     o.drain_timeout >= absl::ZeroDuration() &&
+                     o.drain_timeout < absl::Hours(24);
+            });
+  flags.Text("public-id-template", "public ids of adapters (default {base}:{name})",
+             o.public_id_template);
+  flags.Choice<LogFormat>("log-format", "text or json",
+                          {{"text", LogFormat::kText}, {"json", LogFormat::kJson}}, o.log_format);
+  flags.Choice<LogLevel>("log-level", "debug, info, warning, error or off",
+                         {{"debug", LogLevel::kDebug},
+                          {"info", LogLevel::kInfo},
+                          {"warning", LogLevel::kWarning},
+                          {"error", LogLevel::kError},
+                          {"off", LogLevel::kOff}},
+                         o.log_level);
+}
+
+absl::Status InvalidOption(std::string message) {
+  return Error(Reason::kInvalidField, std::move(message));
+}
+
+absl::Status CheckAddress(const std::string& flag, const std::string& address, bool insecure) {
+  const auto parsed = ParseHostPort(address);
+  if (!parsed) {
+    return InvalidOption(fmt::format("--{}: expected HOST:PORT, found \"{}\"", flag, address));
+  }
+  if (!insecure && !IsLoopback(parsed->host)) {
+    return InvalidOption(fmt::format(
+        "--{}: {} is beyond loopback and would serve plain text; say --insecure to allow that",
+        flag, address));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const ServerOptions& options) {
+  absl::Status status = CheckAddress("grpc-address", options.grpc_address, options.insecure);
+  status.Update(CheckAddress("admin-address", options.admin_address, options.insecure));
+  for (size_t i = 0; i < options.load.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (options.load[i].first != options.load[j].first) continue;
+      status.Update(InvalidOption(
+          fmt::format("--load: the name \"{}\" is given twice", options.load[i].first)));
+    }
+  }
+  return status;
+}
+
+ServerOptions Defaults(const HostLimits& host) {
+  ServerOptions options;
+  options.memory_budget_bytes =
+      static_cast<int64_t>(static_cast<double>(host.memory_bytes) * kBudgetShare);
+  options.max_inflight_bytes =
+      std::max(host.memory_bytes / kInflightDivisor, options.max_message_bytes);
+  options.threads = host.cpus;
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<Command> ParseCommandLine(int argc, const char* const* argv,
+                                         const HostLimits& host) {
+  Command command;
+  command.options = Defaults(host);
+  bool version = false;
+  CLI::App app("Serves LoRA adapters over gRPC: loads, lists, applies and merges them.",
+               "adapterd");
+  Flags flags(app);
+  AddServingFlags(flags, command.options);
+  app.add_flag("--insecure", command.options.insecure, "allow plain text beyond loopback")
+      ->envname("ADAPTERD_INSECURE");
+  app.set_config("--config", "", "file with the same keys (key = value)")
+      ->envname("ADAPTERD_CONFIG");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  flags.Text("digest", "print the revision of the adapter at PATH and exit", command.text);
+  app.add_flag("--version", version, "print the version and exit");
+  try {
+    app.parse(ProtectEmptyValues(argc, argv));
+  } catch (const CLI::CallForHelp&) {
+    return Command{Command::Kind::kPrintAndExit, app.help(), {}};
+  } catch (const CLI::ParseError& error) {
+    return InvalidOption(error.what());
+  }
+  if (version) return Command{Command::Kind::kPrintAndExit, "adapterd " ADAPTERD_VERSION "\n", {}};
+  if (app.count("--digest") > 0) command.kind = Command::Kind::kDigest;
+  if (absl::Status status = CheckOptions(command.options); !status.ok()) return status;
+  return command;
+}
+
+std::optional<int64_t> ParseSize(std::string_view text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || value < 0) return std::nullopt;
+  const std::string_view unit = text.substr(end - text.data());
+  static constexpr std::pair<std::string_view, int64_t> kUnits[] = {
+      {"", 1},          {"B", 1},           {"KiB", 1LL << 10}, {"MiB", 1LL << 20},
+      {"GiB", 1LL << 30}, {"TiB", 1LL << 40}, {"kB", 1000},       {"KB", 1000},
+      {"MB", 1000'000},   {"GB", 1000'000'000}, {"TB", 1000'000'000'000}};
+  for (const auto& [name, factor] : kUnits) {
+    if (name == unit) return CheckedMul(value, factor);
+  }
+  return std::nullopt;
+}
+
+std::optional<HostPort> ParseHostPort(std::string_view address) {
+  const size_t colon = address.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return std::nullopt;
+  std::string_view host = address.substr(0, colon);
+  if (host.front() == '[') {
+    if (host.size() < 3 || host.back() != ']') return std::nullopt;
+    host = host.substr(1, host.size() - 2);
+  } else if (host.find(':') != std::string_view::npos) {
+    return std::nullopt;
+  }
+  const std::string_view port = address.substr(colon + 1);
+  HostPort result{std::string(host), 0};
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), result.port);
+  if (error != std::errc() || end != port.data() + port.size()) return std::nullopt;
+  if (result.port < 0 || result.port > 65535) return std::nullopt;
+  return result;
+}
+
+bool IsLoopback(std::string_view host) {
+  in_addr v4;
+  in6_addr v6;
+  const std::string text(host);
+  if (inet_pton(AF_INET, text.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+  if (inet_pton(AF_INET6, text.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
+  return host == "localhost";
+}
+
+}  // namespace adapterd

@@ -1,0 +1,154 @@
+#include "service/tensor_convert.h"
+
+#include <fmt/format.h>
+
+#include "core/base/error.h"
+#include "core/base/status_macros.h"
+#include "core/tensor/convert.h"
+
+namespace adapterd {
+namespace {
+
+constexpr int kMaxDimensions = 16;  // more than any framework's activations have
+
+absl::Status FieldError(Reason reason, const std::string& field, const std::string& what) {
+  return Error(reason, fmt::format("{}: {}", field, what)).With("field", field);
+}
+
+absl::Status LengthError(const std::string& field, const Shape& shape, DType dtype,
+                         const std::string& unit, int64_t expected, int64_t actual) {
+  return Error(Reason::kShapeMismatch,
+               fmt::format("{}: shape {} of {} needs {} {}, found {}", field, ShapeString(shape),
+                           DTypeName(dtype), expected, unit, actual))
+      .With("field", field)
+      .With("expected", expected)
+      .With("actual", actual);
+}
+
+absl::StatusOr<DType> DTypeOf(const v1::Tensor& message, const std::string& field) {
+  if (message.dtype() != v1::DATA_TYPE_UNSPECIFIED) {
+    return FloatTypeFromProto(message.dtype(), field + ".dtype");
+  }
+  if (message.int64_values_size() > 0) return FloatTypeFromProto(v1::DATA_TYPE_I64, field);
+  if (!message.data().empty()) {
+    return FieldError(Reason::kUnsupportedDtype, field, "data needs a dtype");
+  }
+  return DType::kF32;
+}
+
+absl::StatusOr<Shape> ShapeOf(const v1::Tensor& message, const std::string& field) {
+  if (message.shape_size() > kMaxDimensions) {
+    return FieldError(Reason::kShapeMismatch, field,
+                      fmt::format("expected at most {} dimensions, found {}", kMaxDimensions,
+                                  message.shape_size()));
+  }
+  return Shape(message.shape().begin(), message.shape().end());
+}
+
+}  // namespace
+
+v1::DataType ToProto(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return v1::DATA_TYPE_F32;
+    case DType::kF16:
+      return v1::DATA_TYPE_F16;
+    case DType::kBF16:
+      return v1::DATA_TYPE_BF16;
+    default:
+      return v1::DATA_TYPE_UNSPECIFIED;
+  }
+}
+
+absl::StatusOr<DType> FloatTypeFromProto(v1::DataType type, const std::string& field) {
+  switch (type) {
+    case v1::DATA_TYPE_F32:
+      return DType::kF32;
+    case v1::DATA_TYPE_F16:
+      return DType::kF16;
+    case v1::DATA_TYPE_BF16:
+      return DType::kBF16;
+    default: {
+      const std::string& name = v1::DataType_Name(type);
+      return FieldError(Reason::kUnsupportedDtype, field,
+                        fmt::format("expected F32, F16 or BF16, found {}",
+                                    name.empty() ? std::to_string(type) : name));
+    }
+  }
+}
+
+absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message,
+                                              const std::string& field) {
+  const int contents = (message.data().empty() ? 0 : 1) + (message.f32_values_size() > 0 ? 1 : 0) +
+                       (message.int64_values_size() > 0 ? 1 : 0);
+  if (contents > 1) {
+    return FieldError(Reason::kInvalidField, field,
+                      "expected one of data, f32_values and int64_values, found several");
+  }
+  FloatTensor tensor;
+  ASSIGN_OR_RETURN(tensor.dtype_, DTypeOf(message, field));
+  ASSIGN_OR_RETURN(tensor.shape_, ShapeOf(message, field));
+  absl::StatusOr<int64_t> elements = ElementCount(tensor.shape_);
+  absl::StatusOr<int64_t> bytes = ByteCount(tensor.dtype_, tensor.shape_);
+  if (!elements.ok() || !bytes.ok()) {
+    const absl::Status& error = elements.ok() ? bytes.status() : elements.status();
+    return Annotate(FieldError(Reason::kShapeMismatch, field, std::string(error.message())),
+                    "actual", ShapeString(tensor.shape_));
+  }
+  if (message.int64_values_size() > 0) {
+    return FieldError(Reason::kUnsupportedDtype, field, "expected floats, found int64_values");
+  }
+  tensor.readable_ = message.f32_values_size() > 0;
+  if (!tensor.readable_) {
+    const auto found = static_cast<int64_t>(message.data().size());
+    if (contents == 0 && *elements > 0) {
+      return FieldError(Reason::kInvalidField, field,
+                        fmt::format("shape {} needs data or f32_values, found neither",
+                                    ShapeString(tensor.shape_)));
+    }
+    if (found != *bytes) {
+      return LengthError(field, tensor.shape_, tensor.dtype_, "bytes of data", *bytes, found);
+    }
+    tensor.data_ = reinterpret_cast<const std::byte*>(message.data().data());
+    return tensor;
+  }
+  if (message.f32_values_size() != *elements) {
+    return LengthError(field, tensor.shape_, tensor.dtype_, "f32_values", *elements,
+                       message.f32_values_size());
+  }
+  if (tensor.dtype_ == DType::kF32) {
+    tensor.data_ = reinterpret_cast<const std::byte*>(message.f32_values().data());
+    return tensor;
+  }
+  tensor.owned_ = AlignedBuffer(*bytes);
+  ConvertFromF32(message.f32_values().data(), tensor.dtype_, tensor.owned_.data(), *elements);
+  tensor.data_ = tensor.owned_.data();
+  return tensor;
+}
+
+TensorWriter::TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable)
+    : message_(message), dtype_(dtype) {
+  int64_t elements = 1;
+  for (int64_t dimension : shape) elements *= dimension;
+  message.set_dtype(ToProto(dtype));
+  message.mutable_shape()->Assign(shape.begin(), shape.end());
+  if (!readable) {
+    message.mutable_data()->resize(elements * FloatBytes(dtype));
+    data_ = reinterpret_cast<std::byte*>(message.mutable_data()->data());
+  } else if (dtype == DType::kF32) {
+    message.mutable_f32_values()->Resize(static_cast<int>(elements), 0);
+    data_ = reinterpret_cast<std::byte*>(message.mutable_f32_values()->mutable_data());
+  } else {
+    scratch_ = AlignedBuffer(elements * FloatBytes(dtype));
+    data_ = scratch_.data();
+  }
+}
+
+void TensorWriter::Finish() {
+  if (scratch_.size() == 0) return;
+  const auto elements = static_cast<int64_t>(scratch_.size()) / FloatBytes(dtype_);
+  message_.mutable_f32_values()->Resize(static_cast<int>(elements), 0);
+  ConvertToF32(dtype_, scratch_.data(), message_.mutable_f32_values()->mutable_data(), elements);
+}
+
+}  // namespace adapterd

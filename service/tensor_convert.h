@@ -1,0 +1,60 @@
+// Tensor messages to views and back.
+#ifndef ADAPTERD_SERVICE_TENSOR_CONVERT_H_
+#define ADAPTERD_SERVICE_TENSOR_CONVERT_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "adapterd/v1/tensor.pb.h"
+#include "core/tensor/tensor.h"
+
+namespace adapterd {
+
+// A request's tensor of floats, checked. Views the message's own bytes where it can; the message
+// must outlive it. Movable.
+class FloatTensor {
+ public:
+  // `field` is what errors call it: "input", "projections[1].base_output". Errors: INVALID_FIELD (no
+  // or two contents, no dtype with data), SHAPE_MISMATCH, UNSUPPORTED_DTYPE (integers, unknown).
+  static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message, const std::string& field);
+
+  DType dtype() const { return dtype_; }
+  const Shape& shape() const { return shape_; }
+  const std::byte* data() const { return data_; }
+  // The caller wrote f32_values and wants to read them in the reply.
+  bool readable() const { return readable_; }
+
+ private:
+  DType dtype_ = DType::kF32;
+  Shape shape_;
+  const std::byte* data_ = nullptr;
+  AlignedBuffer owned_;  // f32_values rounded to a half type
+  bool readable_ = false;
+};
+
+// A reply's tensor while it is being filled. The message must outlive it.
+class TensorWriter {
+ public:
+  // Gives `message` dtype, shape and room. REQUIRES: the shape's byte count fits.
+  TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable);
+
+  std::byte* data() { return data_; }
+
+  // Call once data() is filled: readable half-precision values are widened into f32_values.
+  void Finish();
+
+ private:
+  v1::Tensor& message_;
+  const DType dtype_;
+  AlignedBuffer scratch_;  // only for readable half-precision tensors
+  std::byte* data_ = nullptr;
+};
+
+v1::DataType ToProto(DType dtype);
+
+// The float type that `type` names; UNSUPPORTED_DTYPE for anything else. `field`: as above.
+absl::StatusOr<DType> FloatTypeFromProto(v1::DataType type, const std::string& field);
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_SERVICE_TENSOR_CONVERT_H_
