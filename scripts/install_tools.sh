@@ -27,6 +27,8 @@ HELM_UNITTEST=github.com/helm-unittest/helm-unittest@v1.1.2
 PROMETHEUS_OPERATOR=github.com/prometheus-operator/prometheus-operator@v0.85.0
 KUBERNETES_VERSIONS=(1.30 1.34 1.37)  # the oldest that the chart supports, a current one, the newest
 PROMETHEUS=2.42.0                     # what Debian 12 has
+GO_MINOR=25                           # helm needs Go 1.25
+GO_TOOLCHAIN=golang.org/toolchain@v0.0.1-go1.26.0.linux-$(dpkg --print-architecture)
 
 die() {
   echo "install_tools: $*" >&2
@@ -41,7 +43,7 @@ work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 
 missing=()
-command -v go >/dev/null || missing+=("go (builds helm, kubeconform, helm-unittest, grpcurl and ghz)")
+command -v go >/dev/null || missing+=("go (Debian: golang-go; builds helm, kubeconform, helm-unittest, grpcurl and ghz)")
 # Debian's python3 has the venv module but not ensurepip, without which a venv gets no pip.
 python3 -c 'import venv, ensurepip' 2>/dev/null ||
   missing+=("Python's venv module (Debian: python3-venv; holds the linters)")
@@ -72,6 +74,16 @@ python_tools() {
   "$dest/venv/bin/pip" install --quiet --disable-pip-version-check "${PIP_PACKAGES[@]}"
 }
 
+# Debian 12's Go is too old for today's modules, but can fetch a newer Go, which is a module itself.
+modern_go() {
+  local source
+  source=$(module_dir "$GO_TOOLCHAIN")
+  rm -rf "$dest/go"
+  cp -r "$source" "$dest/go"
+  chmod -R u+rwX "$dest/go"
+  chmod +x "$dest"/go/bin/* "$dest"/go/pkg/tool/*/*
+}
+
 # Without the hundreds of lines of `go: downloading`.
 quiet_go() {
   go "$@" 2> >(grep -v '^go: downloading' >&2)
@@ -83,7 +95,8 @@ go_tool() {
 
 # module_dir MODULE@VERSION: downloads a module and prints its folder.
 module_dir() {
-  (cd "$work" && go mod download -json "$1") |
+  # The folder has a go.mod, because old versions of Go insist on one.
+  (cd "$work" && echo "module tools" >go.mod && go mod download -json "$1") |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])'
 }
 
@@ -118,6 +131,10 @@ prometheus() {
   cp "$work"/prometheus/usr/bin/{promtool,prometheus} "$dest/bin/"
 }
 
+if [[ $(go version) =~ go1\.([0-9]+) ]] && ((BASH_REMATCH[1] < GO_MINOR)); then
+  ensure go "$GO_TOOLCHAIN" modern_go
+  export PATH=$dest/go/bin:$PATH GOROOT=$dest/go
+fi
 # A venv holds absolute paths: it must be made again when DEST has moved.
 ensure venv "${PIP_PACKAGES[*]} in $dest" python_tools
 ensure helm "$HELM" go_tool "$HELM"

@@ -94,9 +94,10 @@ TEST_F(SourceRootsTest, ASymlinkMayLeadElsewhereBelowTheRoot) {
 
 TEST_F(SourceRootsTest, NoSourceLeavesTheRoot) {
   const SourceRoots roots = Unnamed();
-  for (const std::string source :
-       {"../secret", "french/../../secret", "french/..", "..", "/etc/passwd", "/",
-        (temp_ / "main/french").string().c_str(), "stolen", "stolen/password", "./../secret"}) {
+  const std::string absolute = temp_ / "main/french";
+  for (const std::string& source :
+       {"../secret"s, "french/../../secret"s, "french/.."s, ".."s, "/etc/passwd"s, "/"s, absolute,
+        "stolen"s, "stolen/password"s, "./../secret"s}) {
     EXPECT_THAT(roots.OpenFolder(source), HasReason(Reason::kPathOutsideRoot)) << source;
     EXPECT_THAT(roots.IsFile(source), HasReason(Reason::kPathOutsideRoot)) << source;
   }
@@ -229,7 +230,7 @@ TEST_F(SourceRootsTest, PipesSocketsAndDevicesAreNotOpened) {
   const SourceRoots roots = Unnamed();
   ASSERT_OK_AND_ASSIGN(const SourceFolder folder, roots.OpenFolder("special"));
   // A FIFO without a writer would block whoever opens it; this test would not end.
-  for (const std::string name : {"fifo", "socket", "device"}) {
+  for (const std::string& name : {"fifo"s, "socket"s, "device"s}) {
     if (name == "device" && !has_device) continue;  // only root makes devices
     EXPECT_THAT(folder.OpenFile(name), HasReason(Reason::kSourceNotFound)) << name;
     EXPECT_THAT(roots.OpenFolder("special/" + name), HasReason(Reason::kSourceNotFound)) << name;

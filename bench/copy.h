@@ -1,0 +1,24 @@
+// memcpy, the floor under everything that only moves bytes.
+#ifndef ADAPTERD_BENCH_COPY_H_
+#define ADAPTERD_BENCH_COPY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "core/base/thread_pool.h"
+
+namespace adapterd::bench {
+
+// Threads that share a copy of so many bytes: below 256 KiB each, waking another costs more than it
+// saves.
+int CopyThreads(const ThreadPool& pool, int64_t bytes);
+
+// One memcpy on each of them. Uses `pool` as the arithmetic does, the caller being one thread.
+absl::Status ParallelCopy(ThreadPool& pool, const std::byte* source, std::byte* destination,
+                          int64_t bytes);
+
+}  // namespace adapterd::bench
+
+#endif  // ADAPTERD_BENCH_COPY_H_

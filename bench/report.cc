@@ -1,0 +1,96 @@
+#include "bench/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+namespace adapterd::bench {
+namespace {
+
+constexpr char kColumns[] = "{:<16} {:<22} {:<5} {:>11} {:>11}  {:<30} {:>11} {:>11} {:>8} {:>7} {:>9}\n";
+
+// Three digits that mean something, whatever the size.
+std::string Significant(double value) {
+  return fmt::format("{:.{}f}", value, value < 10 ? 2 : value < 1000 ? 1 : 0);
+}
+
+std::string OrDash(const std::optional<double>& value) {
+  return value ? Significant(*value) : "-";
+}
+
+nlohmann::ordered_json OrNull(const std::optional<double>& value) {
+  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
+}
+
+}  // namespace
+
+Report::Report(Format format, std::string machine) : format_(format), machine_(std::move(machine)) {
+  if (format_ == Format::kTable) fmt::print("{}\n", machine_);
+}
+
+void Report::Begin(const std::string& suite, const std::string& how) {
+  std::FILE* out = format_ == Format::kTable ? stdout : stderr;
+  fmt::print(out, "\n{}: {}\n", suite, how);
+  if (format_ == Format::kTable) {
+    fmt::print(kColumns, "case", "shape", "dtype", "ours us", "p99 us", "reference", "ref us",
+               "p99 us", "ratio", "runs", "spread %");
+  }
+  std::fflush(out);
+}
+
+void Report::Add(Row row) {
+  format_ == Format::kTable ? PrintTableRow(row) : PrintJsonRow(row);
+  std::fflush(stdout);  // a suite takes a while
+  rows_.push_back(std::move(row));
+}
+
+void Report::PrintTableRow(const Row& row) const {
+  const Comparison& c = row.comparison;
+  fmt::print(kColumns, row.name, row.shape, row.dtype, Significant(c.ours.median_us),
+             OrDash(c.ours.p99_us), row.reference, Significant(c.reference.median_us),
+             OrDash(c.reference.p99_us), fmt::format("{:.3f}", c.ratio()), c.repetitions(),
+             fmt::format("{:.0f}", 100 * c.spread()));
+}
+
+void Report::PrintJsonRow(const Row& row) const {
+  const Comparison& c = row.comparison;
+  nlohmann::ordered_json json = {{"suite", row.suite},
+                                 {"case", row.name},
+                                 {"shape", row.shape},
+                                 {"dtype", row.dtype},
+                                 {"ours_us", c.ours.median_us},
+                                 {"reference", row.reference},
+                                 {"reference_us", c.reference.median_us},
+                                 {"ratio", c.ratio()},
+                                 {"repetitions", c.repetitions()},
+                                 {"spread", c.spread()},
+                                 {"ours_p99_us", OrNull(c.ours.p99_us)},
+                                 {"reference_p99_us", OrNull(c.reference.p99_us)},
+                                 {"bar", OrNull(row.bar)},
+                                 {"holds", row.holds()},
+                                 {"machine", machine_}};
+  if (!row.bar) json["holds"] = nullptr;
+  fmt::print("{}\n", json.dump());
+}
+
+void Report::Finish() const {
+  std::FILE* out = format_ == Format::kTable ? stdout : stderr;
+  fmt::print(out, "\n");
+  for (const Row& row : rows_) {
+    if (!row.bar) continue;
+    const double ratio = row.comparison.ratio();
+    const std::string verdict =
+        row.holds() ? "HOLDS" : fmt::format("MISSED by {:.2f}", ratio - *row.bar);
+    fmt::print(out, "{}: {} {} {} {} is {:.2f} x {}, at most {:.2f}\n", verdict, row.suite,
+               row.name, row.shape, row.dtype, ratio, row.reference, *row.bar);
+  }
+}
+
+bool Report::all_hold() const {
+  return std::all_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.holds(); });
+}
+
+}  // namespace adapterd::bench

@@ -1,0 +1,53 @@
+// What a run prints: a table for people or a JSON object a line, and whether the bars hold.
+#ifndef ADAPTERD_BENCH_REPORT_H_
+#define ADAPTERD_BENCH_REPORT_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/measure.h"
+
+namespace adapterd::bench {
+
+// One measured pair.
+struct Row {
+  std::string suite;
+  std::string name;  // what was timed
+  std::string shape;
+  std::string dtype;
+  std::string reference;  // what it was timed against
+  Comparison comparison;
+  std::optional<double> bar;  // the largest ratio that is good enough
+
+  bool holds() const { return !bar || comparison.ratio() <= *bar; }
+};
+
+// Prints rows as they come. One thread.
+class Report {
+ public:
+  enum class Format { kTable, kJson };
+
+  // `machine` is printed first, and is part of every JSON object: numbers without it mean nothing.
+  Report(Format format, std::string machine);
+
+  // A title above the rows of a suite and how they were measured. JSON has it on standard error.
+  void Begin(const std::string& suite, const std::string& how);
+  void Add(Row row);
+  // HOLDS or MISSED for each row that has a bar. JSON has it on standard error, too.
+  void Finish() const;
+
+  bool all_hold() const;
+
+ private:
+  void PrintTableRow(const Row& row) const;
+  void PrintJsonRow(const Row& row) const;
+
+  const Format format_;
+  const std::string machine_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace adapterd::bench
+
+#endif  // ADAPTERD_BENCH_REPORT_H_

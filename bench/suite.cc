@@ -1,0 +1,15 @@
+#include "bench/suite.h"
+
+namespace adapterd::bench {
+
+std::span<const Suite> AllSuites() {
+  static constexpr Suite kSuites[] = {
+      {"kernel", "ApplyProjection in process, against naive loops and memcpy", RunKernelSuite},
+      {"merge", "MergeWeight in process, against memcpy of the weight", RunMergeSuite},
+      {"rpc", "ApplyProjection over loopback TCP, against a raw echo of the same bytes",
+       RunRpcSuite},
+  };
+  return kSuites;
+}
+
+}  // namespace adapterd::bench
