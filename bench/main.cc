@@ -33,7 +33,8 @@ struct Arguments {
 
 std::string SuiteList() {
   std::string text = "Suites, all of them when none is named:\n";
-  for (const Suite& suite : AllSuites()) text += fmt::format("  {:<8} {}\n", suite.name, suite.summary);
+  for (const Suite& suite : AllSuites())
+    text += fmt::format("  {:<8} {}\n", suite.name, suite.summary);
   return text;
 }
 
@@ -58,8 +59,7 @@ bool Chosen(const Arguments& arguments, const Suite& suite) {
 
 int RunSuites(const Arguments& arguments) {
   PrepareComputeThread();  // this thread takes part in the work, as a server's worker does
-  Report report(arguments.json ? Report::Format::kJson : Report::Format::kTable,
-                DescribeMachine());
+  Report report(arguments.json ? Report::Format::kJson : Report::Format::kTable, DescribeMachine());
   SuiteContext context{arguments.quick, UsableCores(), report};
   bool failed = false;
   for (const Suite& suite : AllSuites()) {
@@ -79,8 +79,7 @@ int Main(int argc, char** argv) {
   mallopt(M_TRIM_THRESHOLD, kTrimThreshold);
   if (argc == 2 && std::string_view(argv[1]) == kEchoServerFlag) return RunEchoServer();
   Arguments arguments;
-  CLI::App app("Measures adapterd against references that run in turns with it.",
-               "adapterd_bench");
+  CLI::App app("Measures adapterd against references that run in turns with it.", "adapterd_bench");
   AddOptions(app, arguments);
   CLI11_PARSE(app, argc, argv);
   return RunSuites(arguments);

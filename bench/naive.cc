@@ -45,8 +45,8 @@ void Project(const MatrixView& input, const MatrixView& a, const MatrixView& b, 
 
 }  // namespace
 
-void NaiveProjection(const MatrixView& input, const MatrixView& a, const MatrixView& b,
-                     float scale, const MutableMatrixView& output) {
+void NaiveProjection(const MatrixView& input, const MatrixView& a, const MatrixView& b, float scale,
+                     const MutableMatrixView& output) {
   if (input.dtype == DType::kF32) {
     Project<float>(input, a, b, scale, output);
   } else {

@@ -10,16 +10,15 @@
 namespace adapterd::bench {
 namespace {
 
-constexpr char kColumns[] = "{:<16} {:<22} {:<5} {:>11} {:>11}  {:<30} {:>11} {:>11} {:>8} {:>7} {:>9}\n";
+constexpr char kColumns[] =
+    "{:<16} {:<22} {:<5} {:>11} {:>11}  {:<30} {:>11} {:>11} {:>8} {:>7} {:>9}\n";
 
 // Three digits that mean something, whatever the size.
 std::string Significant(double value) {
   return fmt::format("{:.{}f}", value, value < 10 ? 2 : value < 1000 ? 1 : 0);
 }
 
-std::string OrDash(const std::optional<double>& value) {
-  return value ? Significant(*value) : "-";
-}
+std::string OrDash(const std::optional<double>& value) { return value ? Significant(*value) : "-"; }
 
 nlohmann::ordered_json OrNull(const std::optional<double>& value) {
   return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();

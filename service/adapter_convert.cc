@@ -145,9 +145,9 @@ void FillFromManifest(const AdapterManifest& manifest, v1::Adapter& out) {
 
 absl::Status CheckAdapterName(const std::string& name, const std::string& field) {
   if (IsName(name)) return absl::OkStatus();
-  return Invalid(field,
-                 "1 to 128 letters, digits, '_', '.' and '-' that begin with a letter, digit or '_'",
-                 name);
+  return Invalid(
+      field, "1 to 128 letters, digits, '_', '.' and '-' that begin with a letter, digit or '_'",
+      name);
 }
 
 absl::StatusOr<AdapterRef> RefFromProto(const v1::AdapterRef& ref, const std::string& field) {

@@ -30,9 +30,9 @@ bool Matches(const AdapterSnapshot& adapter, const v1::ListAdaptersRequest& requ
 
 // The request without what differs from page to page, in one fixed order.
 std::string FilterKey(const v1::ListAdaptersRequest& request) {
-  std::string key = fmt::format("{}\n{}:{}\n{}\n", static_cast<int>(request.state()),
-                                request.base_model().size(), request.base_model(),
-                                request.name_prefix());
+  std::string key =
+      fmt::format("{}\n{}:{}\n{}\n", static_cast<int>(request.state()), request.base_model().size(),
+                  request.base_model(), request.name_prefix());
   for (const auto& [name, value] : Labels(request.labels().begin(), request.labels().end())) {
     key += fmt::format("{}={}\n", name, value);
   }
@@ -58,15 +58,15 @@ void FillSummary(const std::vector<AdapterSnapshot>& adapters, int64_t memory_bu
 
 }  // namespace
 
-absl::Status FillListing(const std::vector<AdapterSnapshot>& adapters,
-                         int64_t memory_budget_bytes, const v1::ListAdaptersRequest& request,
+absl::Status FillListing(const std::vector<AdapterSnapshot>& adapters, int64_t memory_budget_bytes,
+                         const v1::ListAdaptersRequest& request,
                          v1::ListAdaptersResponse& response) {
   if (request.page_size() < 0) {
     return Error(Reason::kInvalidField, "page_size: negative").With("field", "page_size");
   }
   if (!v1::AdapterState_IsValid(request.state())) {
-    return Error(Reason::kInvalidField, fmt::format("state: unknown value {}",
-                                                    static_cast<int>(request.state())))
+    return Error(Reason::kInvalidField,
+                 fmt::format("state: unknown value {}", static_cast<int>(request.state())))
         .With("field", "state");
   }
   const std::string filters = FilterKey(request);
@@ -74,9 +74,8 @@ absl::Status FillListing(const std::vector<AdapterSnapshot>& adapters,
   if (!request.page_token().empty()) {
     ASSIGN_OR_RETURN(after, ReadPageToken(request.page_token(), filters));
   }
-  const int64_t limit = request.page_size() == 0
-                            ? kDefaultPageSize
-                            : std::min(request.page_size(), kMaxPageSize);
+  const int64_t limit =
+      request.page_size() == 0 ? kDefaultPageSize : std::min(request.page_size(), kMaxPageSize);
   size_t bytes = 0;
   bool full = false;
   for (const AdapterSnapshot& adapter : adapters) {

@@ -16,8 +16,8 @@ inline constexpr size_t kMaxPageBytes = 2'000'000;  // well below the 4 MB that 
 
 // Fills one page from `adapters`, which is all of them, by name. INVALID_FIELD for a negative page
 // size, an unknown state or a foreign page token. Pure.
-absl::Status FillListing(const std::vector<AdapterSnapshot>& adapters,
-                         int64_t memory_budget_bytes, const v1::ListAdaptersRequest& request,
+absl::Status FillListing(const std::vector<AdapterSnapshot>& adapters, int64_t memory_budget_bytes,
+                         const v1::ListAdaptersRequest& request,
                          v1::ListAdaptersResponse& response);
 
 }  // namespace adapterd

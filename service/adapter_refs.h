@@ -38,8 +38,8 @@ struct ResolvedModule {
   const ModuleInfo* info = nullptr;
 };
 
-// Finds `selector` in the adapter behind `handle`. Nullopt when it is not targeted and that is to be
-// skipped; else MODULE_NOT_TARGETED. Errors name adapter and field.
+// Finds `selector` in the adapter behind `handle`. Nullopt when it is not targeted and that is to
+// be skipped; else MODULE_NOT_TARGETED. Errors name adapter and field.
 absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle& handle,
                                                             const AdapterRef& ref,
                                                             const ModuleSelector& selector,

@@ -30,8 +30,8 @@ absl::Status FillAdapter(const AdapterSnapshot& snapshot, const v1::GetAdapterRe
                                         ? std::vector<size_t>()
                                         : snapshot.manifest->index.FindAll(selector);
   if (found.empty()) {
-    return Error(Reason::kModuleNotTargeted, "adapter \"" + snapshot.name + "\" does not target " +
-                                                 SelectorString(selector))
+    return Error(Reason::kModuleNotTargeted,
+                 "adapter \"" + snapshot.name + "\" does not target " + SelectorString(selector))
         .With("adapter", snapshot.name)
         .With("module", SelectorString(selector));
   }
@@ -103,9 +103,9 @@ grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContex
   return call.get();
 }
 
-grpc::ServerUnaryReactor* AdapterService::ValidateAdapter(
-    grpc::CallbackServerContext* context, const v1::ValidateAdapterRequest* request,
-    v1::ValidateAdapterResponse* response) {
+grpc::ServerUnaryReactor* AdapterService::ValidateAdapter(grpc::CallbackServerContext* context,
+                                                          const v1::ValidateAdapterRequest* request,
+                                                          v1::ValidateAdapterResponse* response) {
   auto call = Start(validate_, context, *request);
   if (call->answered()) return call.get();
   absl::StatusOr<LoadRequest> load = LoadRequestFromProto(*request);
@@ -164,23 +164,22 @@ grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerCont
   UnloadRequest unload{request->name(), request->revision(), request->force(),
                        !request->has_wait() || request->wait()};
   const bool allow_missing = request->allow_missing();
-  auto ticket = plane_.registry.Unload(
-      std::move(unload), [this, call, response, allow_missing](absl::StatusOr<UnloadResult> result) {
-        if (result.ok() && result->freed_bytes >= kTrimBytes) {
-          plane_.io_pool.Submit([] { malloc_trim(0); });
-        }
-        if (!call->Claim()) return;
-        absl::Status status = result.status();
-        if (result.ok()) {
-          response->set_freed_bytes(result->freed_bytes);
-          response->set_freed(result->freed);
-        } else if (allow_missing &&
-                   GetErrorDetails(status).reason == Reason::kAdapterNotFound) {
-          response->set_freed(true);
-          status = absl::OkStatus();
-        }
-        call->Answer(status, response);
-      });
+  auto ticket = plane_.registry.Unload(std::move(unload), [this, call, response, allow_missing](
+                                                              absl::StatusOr<UnloadResult> result) {
+    if (result.ok() && result->freed_bytes >= kTrimBytes) {
+      plane_.io_pool.Submit([] { malloc_trim(0); });
+    }
+    if (!call->Claim()) return;
+    absl::Status status = result.status();
+    if (result.ok()) {
+      response->set_freed_bytes(result->freed_bytes);
+      response->set_freed(result->freed);
+    } else if (allow_missing && GetErrorDetails(status).reason == Reason::kAdapterNotFound) {
+      response->set_freed(true);
+      status = absl::OkStatus();
+    }
+    call->Answer(status, response);
+  });
   // The name is gone already when the memory is waited for: then only the answer is given up.
   call->WhenCancelled([this, call, ticket] {
     plane_.registry.Cancel(ticket);

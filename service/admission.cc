@@ -40,8 +40,7 @@ absl::StatusOr<Admission::Ticket> Admission::Admit(int64_t bytes) {
 absl::Status Admission::Take(int64_t bytes, int requests) {
   absl::MutexLock lock(&mutex_);
   const bool alone = requests_ == (requests == 0 ? 1 : 0);
-  if (requests_ + requests > kMaxAdmittedRequests ||
-      (bytes_ + bytes > max_bytes_ && !alone)) {
+  if (requests_ + requests > kMaxAdmittedRequests || (bytes_ + bytes > max_bytes_ && !alone)) {
     return Error(Reason::kOverloaded,
                  fmt::format("{} requests with {} of {} bytes are being worked on; try again",
                              requests_, bytes_, max_bytes_));

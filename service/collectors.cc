@@ -141,12 +141,11 @@ std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
                     "Uses of an adapter by requests; beyond the busiest 200, summed as \"other\".",
                     MetricType::Counter),
       adapters, [](const AdapterSnapshot& a) { return a.use_count; }));
-  families.push_back(FamilyBuilder("adapterd_memory_bytes",
-                                   "Bytes reserved in the memory budget, by kind.",
-                                   MetricType::Gauge)
-                         .Add(static_cast<double>(registry.budget().used()),
-                              {MakeLabel("kind", "adapters")})
-                         .Build());
+  families.push_back(
+      FamilyBuilder("adapterd_memory_bytes", "Bytes reserved in the memory budget, by kind.",
+                    MetricType::Gauge)
+          .Add(static_cast<double>(registry.budget().used()), {MakeLabel("kind", "adapters")})
+          .Build());
   families.push_back(FamilyBuilder("adapterd_memory_budget_bytes",
                                    "Bytes that adapters may hold together.", MetricType::Gauge)
                          .Add(static_cast<double>(registry.budget().limit()))
@@ -156,8 +155,8 @@ std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
 
 std::vector<MetricFamily> CollectServer(const ThreadPool& workers, const std::string& isa) {
   std::vector<MetricFamily> families;
-  families.push_back(FamilyBuilder("adapterd_queue_length",
-                                   "Jobs that wait for a compute thread.", MetricType::Gauge)
+  families.push_back(FamilyBuilder("adapterd_queue_length", "Jobs that wait for a compute thread.",
+                                   MetricType::Gauge)
                          .Add(workers.queue_length())
                          .Build());
   families.push_back(FamilyBuilder("adapterd_build_info",
@@ -180,8 +179,8 @@ std::vector<MetricFamily> CollectProcess() {
     add("process_cpu_seconds_total", "User and system CPU time, in seconds.", MetricType::Counter,
         (stat[11] + stat[12]) / ticks);
     add("process_threads", "Threads.", MetricType::Gauge, stat[17]);
-    add("process_start_time_seconds", "Start time, in seconds since the epoch.",
-        MetricType::Gauge, BootTime() + stat[19] / ticks);
+    add("process_start_time_seconds", "Start time, in seconds since the epoch.", MetricType::Gauge,
+        BootTime() + stat[19] / ticks);
     add("process_virtual_memory_bytes", "Virtual memory, in bytes.", MetricType::Gauge, stat[20]);
     add("process_resident_memory_bytes", "Resident memory, in bytes.", MetricType::Gauge,
         stat[21] * static_cast<double>(sysconf(_SC_PAGESIZE)));

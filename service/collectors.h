@@ -11,7 +11,8 @@
 
 namespace adapterd {
 
-// Series with an adapter's name in a label; the largest keep theirs, the rest are summed as "other".
+// Series with an adapter's name in a label; the largest keep theirs, the rest are summed as
+// "other".
 inline constexpr size_t kMaxAdapterSeries = 200;
 
 // adapterd_adapters, adapterd_adapter_memory_bytes, adapterd_memory_bytes,

@@ -19,10 +19,11 @@ struct DataPlane {
   Admission& admission;
 };
 
-// Acquires `refs` for `call`, waiting for loads within its deadline, then runs `work` with the handles
-// on a worker and answers with its status. `work` gets the time that it waited in the queue.
-using HandleWork = absl::AnyInvocable<absl::Status(std::vector<AdapterHandle> handles,
-                                                   absl::Duration queued)>;
+// Acquires `refs` for `call`, waiting for loads within its deadline, then runs `work` with the
+// handles on a worker and answers with its status. `work` gets the time that it waited in the
+// queue.
+using HandleWork =
+    absl::AnyInvocable<absl::Status(std::vector<AdapterHandle> handles, absl::Duration queued)>;
 void RunWithAdapters(DataPlane& plane, std::shared_ptr<RpcCall> call,
                      const google::protobuf::Message& response, std::vector<AdapterRef> refs,
                      HandleWork work);

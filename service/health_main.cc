@@ -2,8 +2,8 @@
 // (default: the whole process). For container health checks, which bring no gRPC client.
 #include <fmt/format.h>
 #include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/impl/codegen/proto_utils.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/codegen/proto_utils.h>
 
 #include <chrono>
 
@@ -33,8 +33,8 @@ int main(int argc, char** argv) {
   void* tag = nullptr;
   bool ok = false;
   queue.Next(&tag, &ok);
-  const bool serving = ok && status.ok() &&
-                       response.status() == adapterd::health::HealthCheckResponse::SERVING;
+  const bool serving =
+      ok && status.ok() && response.status() == adapterd::health::HealthCheckResponse::SERVING;
   fmt::print("{}\n", serving ? "serving" : status.ok() ? "not serving" : status.error_message());
   return serving ? 0 : 1;
 }

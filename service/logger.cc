@@ -25,7 +25,9 @@ std::string_view LevelName(LogLevel level) {
   }
 }
 
-std::string Now() { return absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::Now(), absl::UTCTimeZone()); }
+std::string Now() {
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::Now(), absl::UTCTimeZone());
+}
 
 nlohmann::ordered_json ToJson(const LogValue& value) {
   return std::visit([](const auto& v) { return nlohmann::ordered_json(v); }, value);

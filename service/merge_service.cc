@@ -24,9 +24,7 @@ struct MergePlan {
 
   int64_t rows() const { return weight.shape()[0]; }
   int64_t cols() const { return weight.shape()[1]; }
-  int64_t out_features() const {
-    return options.layout == WeightLayout::kOutIn ? rows() : cols();
-  }
+  int64_t out_features() const { return options.layout == WeightLayout::kOutIn ? rows() : cols(); }
   int64_t in_features() const { return options.layout == WeightLayout::kOutIn ? cols() : rows(); }
 };
 
@@ -36,8 +34,8 @@ absl::Status Invalid(const std::string& field, const std::string& what) {
 
 absl::Status ShapeError(const std::string& field, const std::string& expected,
                         const Shape& actual) {
-  return Error(Reason::kShapeMismatch, fmt::format("{}: expected {}, found {}", field, expected,
-                                                   ShapeString(actual)))
+  return Error(Reason::kShapeMismatch,
+               fmt::format("{}: expected {}, found {}", field, expected, ShapeString(actual)))
       .With("field", field)
       .With("expected", expected)
       .With("actual", ShapeString(actual));
@@ -107,8 +105,8 @@ absl::StatusOr<std::vector<MergeTerm>> Terms(const MergePlan& plan,
     RETURN_IF_ERROR(CheckShape(plan, *module->info, ref));
     used[use.ref] = true;
     const ModuleFactors& factors = handles[use.ref]->adapter().factors(module->index);
-    terms.push_back({AsMatrix(factors.lora_a), AsMatrix(factors.lora_b),
-                     use.weight * module->info->scale});
+    terms.push_back(
+        {AsMatrix(factors.lora_a), AsMatrix(factors.lora_b), use.weight * module->info->scale});
   }
   return terms;
 }
@@ -130,9 +128,9 @@ absl::Status RunMerge(DataPlane& plane, const RpcCall& call, const MergePlan& pl
                       plan.weight.readable());
   const MatrixView weight = {plan.weight.dtype(), plan.rows(), plan.cols(), plan.weight.data()};
   const absl::Time start = absl::Now();
-  absl::StatusOr<MergeStats> stats = MergeWeight(
-      plane.kernels, plane.workers, weight, terms, plan.options,
-      {weight.dtype, weight.rows, weight.cols, writer.data()}, call.cancellation());
+  absl::StatusOr<MergeStats> stats =
+      MergeWeight(plane.kernels, plane.workers, weight, terms, plan.options,
+                  {weight.dtype, weight.rows, weight.cols, writer.data()}, call.cancellation());
   if (!stats.ok()) return stats.status();
   plane.environment.metrics.Merge(absl::Now() - start, weight.bytes());
   writer.Finish();

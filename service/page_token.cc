@@ -27,8 +27,7 @@ absl::StatusOr<std::string> ReadPageToken(const std::string& token, const std::s
     std::string name = token.substr(kCheckDigits + 1);
     if (MakePageToken(name, filters) == token) return name;
   }
-  return Error(Reason::kInvalidField,
-               "page_token: not a token of a listing with these filters")
+  return Error(Reason::kInvalidField, "page_token: not a token of a listing with these filters")
       .With("field", "page_token");
 }
 

@@ -37,14 +37,13 @@ absl::Status ReadInput(const v1::ApplyProjectionRequest& request, ProjectionPlan
 absl::Status ReadSegment(const v1::Segment& segment, const std::string& field, bool sole,
                          ProjectionPlan& plan) {
   if (segment.rows() < 0) return Invalid(field + ".rows", "negative");
-  RETURN_IF_ERROR(
-      CheckCount(field + ".adapters", segment.adapters_size(), kMaxAdaptersPerSegment));
+  RETURN_IF_ERROR(CheckCount(field + ".adapters", segment.adapters_size(), kMaxAdaptersPerSegment));
   ProjectionPlan::Segment read;
   read.rows = sole && segment.rows() == 0 ? plan.rows : segment.rows();
   for (int i = 0; i < segment.adapters_size(); ++i) {
-    ASSIGN_OR_RETURN(const AdapterRefs::Use use,
-                     plan.adapters.Add(segment.adapters(i),
-                                       fmt::format("{}.adapters[{}]", field, i)));
+    ASSIGN_OR_RETURN(
+        const AdapterRefs::Use use,
+        plan.adapters.Add(segment.adapters(i), fmt::format("{}.adapters[{}]", field, i)));
     read.uses.push_back(use);
   }
   plan.segments.push_back(std::move(read));
@@ -53,8 +52,9 @@ absl::Status ReadSegment(const v1::Segment& segment, const std::string& field, b
 
 absl::Status ReadSegments(const v1::ApplyProjectionRequest& request, ProjectionPlan& plan) {
   if (request.has_adapter() == (request.segments_size() > 0)) {
-    return Invalid("adapter", request.has_adapter() ? "expected adapter or segments, found both"
-                                                    : "expected adapter or segments, found neither");
+    return Invalid("adapter", request.has_adapter()
+                                  ? "expected adapter or segments, found both"
+                                  : "expected adapter or segments, found neither");
   }
   if (request.has_adapter()) {
     ASSIGN_OR_RETURN(const AdapterRefs::Use use, plan.adapters.Add(request.adapter(), "adapter"));

@@ -54,11 +54,10 @@ absl::StatusOr<ResolvedProjection> Resolve(const ProjectionPlan& plan,
                                                plan.skip_untargeted));
     const PackedPair* pair = nullptr;
     if (found) {
-      RETURN_IF_ERROR(CheckWidth("in_features", found->info->in_features, plan.in_features,
-                                 "input", refs[i], *found));
+      RETURN_IF_ERROR(CheckWidth("in_features", found->info->in_features, plan.in_features, "input",
+                                 refs[i], *found));
       RETURN_IF_ERROR(AgreeOnWidth(module, refs[i], *found, resolved));
-      absl::StatusOr<const PackedPair*> packed =
-          handles[i]->Pair(found->index, plan.input.dtype());
+      absl::StatusOr<const PackedPair*> packed = handles[i]->Pair(found->index, plan.input.dtype());
       if (!packed.ok()) return Annotate(packed.status(), "adapter", refs[i].name);
       pair = *packed;
       if (resolved.path.empty()) resolved.path = found->info->path;
@@ -91,8 +90,8 @@ absl::StatusOr<int64_t> OutputBytes(const ProjectionPlan& plan,
 
 // The terms of one module, segment by segment; counts what contributes.
 std::vector<ProjectionSegment> Segments(const ProjectionPlan& plan,
-                                        const ResolvedProjection& resolved,
-                                        std::vector<bool>& used, int32_t& applied) {
+                                        const ResolvedProjection& resolved, std::vector<bool>& used,
+                                        int32_t& applied) {
   std::vector<ProjectionSegment> segments;
   segments.reserve(plan.segments.size());
   for (const ProjectionPlan::Segment& segment : plan.segments) {

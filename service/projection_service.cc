@@ -8,8 +8,8 @@ namespace adapterd {
 
 ProjectionService::ProjectionService(DataPlane& plane)
     : plane_(plane),
-      apply_metrics_(plane.environment.metrics.Rpc("adapterd.v1.ProjectionService",
-                                                   "ApplyProjection")) {}
+      apply_metrics_(
+          plane.environment.metrics.Rpc("adapterd.v1.ProjectionService", "ApplyProjection")) {}
 
 grpc::ServerUnaryReactor* ProjectionService::ApplyProjection(
     grpc::CallbackServerContext* context, const v1::ApplyProjectionRequest* request,
@@ -24,13 +24,12 @@ grpc::ServerUnaryReactor* ProjectionService::ApplyProjection(
     return call.get();
   }
   std::vector<AdapterRef> refs = plan->adapters.refs();
-  RunWithAdapters(
-      plane_, call, *response, std::move(refs),
-      [this, call, response, plan = *std::move(plan), admitted = *std::move(admitted)](
-          std::vector<AdapterHandle> handles, absl::Duration queued) mutable {
-        plane_.environment.metrics.Apply(ApplyStage::kQueue, queued);
-        return RunProjection(plane_, *call, plan, handles, admitted, *response);
-      });
+  RunWithAdapters(plane_, call, *response, std::move(refs),
+                  [this, call, response, plan = *std::move(plan), admitted = *std::move(admitted)](
+                      std::vector<AdapterHandle> handles, absl::Duration queued) mutable {
+                    plane_.environment.metrics.Apply(ApplyStage::kQueue, queued);
+                    return RunProjection(plane_, *call, plan, handles, admitted, *response);
+                  });
   return call.get();
 }
 

@@ -102,9 +102,9 @@ void RpcCall::Log(const absl::Status& status, absl::Duration duration, int64_t r
       successes.fetch_add(1, std::memory_order_relaxed) % kSuccessLogInterval != 0) {
     return;
   }
-  const LogLevel level = status.ok()                                      ? LogLevel::kInfo
+  const LogLevel level = status.ok()                                    ? LogLevel::kInfo
                          : status.code() == absl::StatusCode::kInternal ? LogLevel::kError
-                                                                          : LogLevel::kWarning;
+                                                                        : LogLevel::kWarning;
   const double milliseconds = absl::ToDoubleMilliseconds(duration);
   if (status.ok()) {
     environment_.logger.Log(level, "rpc",

@@ -55,8 +55,7 @@ class RpcCall final : public grpc::ServerUnaryReactor,
 
   // Runs `work` and answers with its status. Exceptions become errors: out of memory is
   // MEMORY_BUDGET_EXCEEDED, anything else INTERNAL. REQUIRES: nobody has claimed the call.
-  void Run(const google::protobuf::Message& response,
-           absl::AnyInvocable<absl::Status()> work);
+  void Run(const google::protobuf::Message& response, absl::AnyInvocable<absl::Status()> work);
 
   // Runs `callback` when the client goes away or the deadline passes; at once if that was before.
   void WhenCancelled(absl::AnyInvocable<void()> callback) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -176,9 +176,9 @@ absl::Status Server::Parts::Listen() {
   builder.RegisterService(&merge_service);
   grpc_server = builder.BuildAndStart();
   if (grpc_server == nullptr || port == 0) {
-    return Error(Reason::kSourceUnavailable,
-                 fmt::format("cannot listen on {} for gRPC; is the port taken?",
-                             options.grpc_address));
+    return Error(
+        Reason::kSourceUnavailable,
+        fmt::format("cannot listen on {} for gRPC; is the port taken?", options.grpc_address));
   }
   SetServing(false);
   grpc_address = JoinHostPort(address.host, port);

@@ -14,8 +14,8 @@
 namespace adapterd {
 namespace {
 
-constexpr double kBudgetShare = 0.6;      // of memory, for adapters; the rest is requests and headroom
-constexpr int64_t kInflightDivisor = 4;   // of memory, for requests and replies
+constexpr double kBudgetShare = 0.6;  // of memory, for adapters; the rest is requests and headroom
+constexpr int64_t kInflightDivisor = 4;  // of memory, for requests and replies
 constexpr int kMaxThreads = 1024;
 
 // Stands for an empty value on its way through CLI11, which would take "--flag=" for "--flag" and
@@ -45,8 +45,8 @@ std::string EnvironmentName(const std::string& flag) {
 
 [[noreturn]] void Refuse(const std::string& flag, const std::string& value,
                          const std::string& expected) {
-  throw CLI::ValidationError(
-      fmt::format("--{}: expected {}, found \"{}\"", flag, expected, value), 2);
+  throw CLI::ValidationError(fmt::format("--{}: expected {}, found \"{}\"", flag, expected, value),
+                             2);
 }
 
 // Adds options whose values are parsed by a function of ours; a false return refuses the value.
@@ -143,8 +143,7 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
                  [&o](const std::string& v) { return ParseRoot(v, o.adapter_roots); });
   flags.Size("memory-budget", "bytes that adapters may hold (default 60 % of memory)",
              o.memory_budget_bytes);
-  flags.Size("max-message-size", "largest request or reply (default 256MiB)",
-             o.max_message_bytes);
+  flags.Size("max-message-size", "largest request or reply (default 256MiB)", o.max_message_bytes);
   flags.Size("max-inflight-bytes",
              "bytes of requests and replies at one time (default 25 % of memory)",
              o.max_inflight_bytes);
@@ -161,8 +160,7 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
             "how long running requests may take after SIGTERM (default 25s)",
             [&o](const std::string& v) {
               return absl::ParseDuration(v, &o.drain_timeout) &&
-                     o.drain_timeout >= absl::ZeroDuration() &&
-                     o.drain_timeout < absl::Hours(24);
+                     o.drain_timeout >= absl::ZeroDuration() && o.drain_timeout < absl::Hours(24);
             });
   flags.Text("public-id-template", "public ids of adapters (default {base}:{name})",
              o.public_id_template);
@@ -253,10 +251,17 @@ std::optional<int64_t> ParseSize(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || value < 0) return std::nullopt;
   const std::string_view unit = text.substr(end - text.data());
-  static constexpr std::pair<std::string_view, int64_t> kUnits[] = {
-      {"", 1},          {"B", 1},           {"KiB", 1LL << 10}, {"MiB", 1LL << 20},
-      {"GiB", 1LL << 30}, {"TiB", 1LL << 40}, {"kB", 1000},       {"KB", 1000},
-      {"MB", 1000'000},   {"GB", 1000'000'000}, {"TB", 1000'000'000'000}};
+  static constexpr std::pair<std::string_view, int64_t> kUnits[] = {{"", 1},
+                                                                    {"B", 1},
+                                                                    {"KiB", 1LL << 10},
+                                                                    {"MiB", 1LL << 20},
+                                                                    {"GiB", 1LL << 30},
+                                                                    {"TiB", 1LL << 40},
+                                                                    {"kB", 1000},
+                                                                    {"KB", 1000},
+                                                                    {"MB", 1000'000},
+                                                                    {"GB", 1000'000'000},
+                                                                    {"TB", 1000'000'000'000}};
   for (const auto& [name, factor] : kUnits) {
     if (name == unit) return CheckedMul(value, factor);
   }

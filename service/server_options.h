@@ -45,8 +45,7 @@ struct Command {
 // Command line before environment (ADAPTERD_...) before --config file before defaults, which depend
 // on the host. "--flag=" is the empty string. INVALID_FIELD with one clear line when anything is
 // off; that includes plain text beyond loopback without --insecure.
-absl::StatusOr<Command> ParseCommandLine(int argc, const char* const* argv,
-                                         const HostLimits& host);
+absl::StatusOr<Command> ParseCommandLine(int argc, const char* const* argv, const HostLimits& host);
 
 // "512MiB", "4GiB", "1GB", "1000": bytes. Nullopt when it is not a size that fits.
 std::optional<int64_t> ParseSize(std::string_view text);

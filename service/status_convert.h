@@ -15,7 +15,8 @@ inline constexpr size_t kMaxErrorMessageBytes = 1000;
 inline constexpr size_t kMaxErrorBytes = 4000;  // message and details
 inline constexpr size_t kMaxMetadataValueBytes = 256;
 
-// Carries one google.rpc.ErrorInfo (domain "adapterd") and, with OVERLOADED and DRAINING, a RetryInfo.
+// Carries one google.rpc.ErrorInfo (domain "adapterd") and, with OVERLOADED and DRAINING, a
+// RetryInfo.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 // `text` as valid UTF-8 of at most `max_bytes`: bytes that are not UTF-8 become '?', and a cut text

@@ -77,8 +77,7 @@ absl::StatusOr<DType> FloatTypeFromProto(v1::DataType type, const std::string& f
   }
 }
 
-absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message,
-                                              const std::string& field) {
+absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message, const std::string& field) {
   const int contents = (message.data().empty() ? 0 : 1) + (message.f32_values_size() > 0 ? 1 : 0) +
                        (message.int64_values_size() > 0 ? 1 : 0);
   if (contents > 1) {

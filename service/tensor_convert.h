@@ -14,8 +14,9 @@ namespace adapterd {
 // must outlive it. Movable.
 class FloatTensor {
  public:
-  // `field` is what errors call it: "input", "projections[1].base_output". Errors: INVALID_FIELD (no
-  // or two contents, no dtype with data), SHAPE_MISMATCH, UNSUPPORTED_DTYPE (integers, unknown).
+  // `field` is what errors call it: "input", "projections[1].base_output". Errors: INVALID_FIELD
+  // (no or two contents, no dtype with data), SHAPE_MISMATCH, UNSUPPORTED_DTYPE (integers,
+  // unknown).
   static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message, const std::string& field);
 
   DType dtype() const { return dtype_; }

@@ -111,7 +111,7 @@ Error::operator absl::Status() const {
 
 ErrorDetails GetErrorDetails(const absl::Status& status) {
   if (auto payload = status.GetPayload(kPayloadUrl)) {
-    if (auto details = Decode(std::string(*payload))) return *std::move(details);
+    if (auto details = Decode(static_cast<std::string>(*payload))) return *std::move(details);
   }
   switch (status.code()) {
     case absl::StatusCode::kCancelled:

@@ -88,8 +88,8 @@ struct ErrorDetails {
 // gets the reason that its code stands for, else kInternal. REQUIRES: !status.ok().
 ErrorDetails GetErrorDetails(const absl::Status& status);
 
-// `status` with a key added to its metadata, unless the key is there already: callers that know more
-// (the adapter's name, the file) complete an error on its way up.
+// `status` with a key added to its metadata, unless the key is there already: callers that know
+// more (the adapter's name, the file) complete an error on its way up.
 absl::Status Annotate(const absl::Status& status, std::string_view key, std::string_view value);
 
 }  // namespace adapterd

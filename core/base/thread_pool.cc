@@ -6,7 +6,8 @@
 
 namespace adapterd {
 
-ThreadPool::ThreadPool(std::string name, int threads, std::function<void()> on_start) {
+ThreadPool::ThreadPool(const std::string& name, int threads,
+                       const std::function<void()>& on_start) {
   threads_.reserve(threads);
   for (int i = 0; i < threads; ++i) {
     threads_.emplace_back([this, name, on_start] {

@@ -23,7 +23,7 @@ class ThreadPool {
 
   // `name` (at most 15 characters) is what the threads are called in /proc and debuggers;
   // `on_start` runs once on each thread before its first job.
-  ThreadPool(std::string name, int threads, std::function<void()> on_start = nullptr);
+  ThreadPool(const std::string& name, int threads, const std::function<void()>& on_start = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

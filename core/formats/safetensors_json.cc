@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::string_view kMetadataKey = "__metadata__";
 // Fields that we do not know may nest; this is how deep the reference's JSON reader goes.
-constexpr int kMaxDepth = 128;
+constexpr int kMaxDepth = 127;
 constexpr int kEntryDepth = 2;
 
 // Receives the JSON events of one header. A callback that returns false ends the reading; `error`

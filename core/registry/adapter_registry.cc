@@ -82,8 +82,7 @@ AdapterRegistry::TicketPtr AdapterRegistry::Load(LoadRequest request, Done<LoadR
   return ticket;
 }
 
-AdapterRegistry::TicketPtr AdapterRegistry::Unload(UnloadRequest request,
-                                                   Done<UnloadResult> done) {
+AdapterRegistry::TicketPtr AdapterRegistry::Unload(UnloadRequest request, Done<UnloadResult> done) {
   auto ticket = std::make_shared<Ticket>();
   TryUnload(std::move(request), std::move(done), ticket);
   return ticket;
@@ -120,8 +119,7 @@ void AdapterRegistry::Wait(const JobPtr& job, const TicketPtr& ticket, Waiter wa
   job->waiters.emplace_back(ticket, std::move(waiter));
 }
 
-void AdapterRegistry::TryLoad(LoadRequest request, Done<LoadResult> done,
-                              const TicketPtr& ticket) {
+void AdapterRegistry::TryLoad(LoadRequest request, Done<LoadResult> done, const TicketPtr& ticket) {
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
@@ -146,7 +144,7 @@ void AdapterRegistry::TryLoad(LoadRequest request, Done<LoadResult> done,
       }
     }
   }
-  if (cancelled) done(GaveUp());
+  if (cancelled) done(GaveUp());  // NOLINT(bugprone-use-after-move): moved only when not
 }
 
 absl::StatusOr<AdapterRegistry::Entry> AdapterRegistry::Remove(const UnloadRequest& request) {
@@ -196,6 +194,7 @@ void AdapterRegistry::TryUnload(UnloadRequest request, Done<UnloadResult> done,
     revision->OnFreed([counter](int64_t bytes) { counter->Freed(bytes); });
   }
   revisions.clear();  // frees, unless requests still hold them
+  // NOLINTNEXTLINE(bugprone-use-after-move): moved only when somebody waits
   if (!request.wait) done(counter->Result());
 }
 

@@ -38,9 +38,9 @@ struct RegistryOptions {
 // checking, packing, freeing) happens outside it. Loads of one name never overlap; equal requests
 // share one. Budget and handles: LoadedAdapter.
 //
-// Threads: every method from any thread. Callbacks run on the calling thread or an I/O thread, never
-// under the lock; they run exactly once and should be quick.
-// Lifetime: outlives its tickets; the destructor cancels running loads and waits for them.
+// Threads: every method from any thread. Callbacks run on the calling thread or an I/O thread,
+// never under the lock; they run exactly once and should be quick. Lifetime: outlives its tickets;
+// the destructor cancels running loads and waits for them.
 class AdapterRegistry {
  public:
   class Ticket;
@@ -55,9 +55,10 @@ class AdapterRegistry {
   AdapterRegistry(const AdapterRegistry&) = delete;
   AdapterRegistry& operator=(const AdapterRegistry&) = delete;
 
-  // From a source to serving. On a name in use: equal content and options is a no-op, decided before
-  // anything is reserved; anything else needs `replace`, an atomic swap. On any error nothing changes.
-  // Errors: those of the reader, ADAPTER_EXISTS, DIGEST_MISMATCH, MEMORY_BUDGET_EXCEEDED, CANCELLED.
+  // From a source to serving. On a name in use: equal content and options is a no-op, decided
+  // before anything is reserved; anything else needs `replace`, an atomic swap. On any error
+  // nothing changes. Errors: those of the reader, ADAPTER_EXISTS, DIGEST_MISMATCH,
+  // MEMORY_BUDGET_EXCEEDED, CANCELLED.
   TicketPtr Load(LoadRequest request, Done<LoadResult> done) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Removes the name at once, then answers when the last user has let go and the memory is free
@@ -70,8 +71,9 @@ class AdapterRegistry {
   TicketPtr Acquire(std::vector<AdapterRef> refs, Done<std::vector<AdapterHandle>> done)
       ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Gives up waiting for a running load: the callback runs with CANCELLED unless it ran already, and
-  // a load that nobody waits for any more is dropped. No effect on an Unload whose name is gone.
+  // Gives up waiting for a running load: the callback runs with CANCELLED unless it ran already,
+  // and a load that nobody waits for any more is dropped. No effect on an Unload whose name is
+  // gone.
   void Cancel(const TicketPtr& ticket) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Everything that Load checks, on the calling thread; changes nothing.
@@ -102,10 +104,9 @@ class AdapterRegistry {
   void Wait(const JobPtr& job, const TicketPtr& ticket, Waiter waiter)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<Entry> Remove(const UnloadRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  JobPtr FirstLoadOf(const std::vector<AdapterRef>& refs) const
+  JobPtr FirstLoadOf(const std::vector<AdapterRef>& refs) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::vector<AdapterHandle>> TakeHandles(const std::vector<AdapterRef>& refs) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<std::vector<AdapterHandle>> TakeHandles(
-      const std::vector<AdapterRef>& refs) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   AdapterSnapshot SnapshotOf(const Entry& entry) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   // The life of one load, on an I/O thread (load_job.cc).
@@ -124,8 +125,7 @@ class AdapterRegistry {
   Outcome AlreadyLoaded(const Job& job) const ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::shared_ptr<const LoadedAdapter>> ReadAndPack(Job& job, AdapterReader& reader)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status ClaimPublicId(Job& job, const AdapterManifest& manifest)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status ClaimPublicId(Job& job, const AdapterManifest& manifest) ABSL_LOCKS_EXCLUDED(mutex_);
   Outcome Publish(Job& job, const SourceIdentity& identity, absl::Time opened_at,
                   std::shared_ptr<const LoadedAdapter> loaded) ABSL_LOCKS_EXCLUDED(mutex_);
   void Finish(const JobPtr& job, const Outcome& outcome) ABSL_LOCKS_EXCLUDED(mutex_);

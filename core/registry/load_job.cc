@@ -1,5 +1,5 @@
-// How one load runs: open, compare, reserve, read, pack, publish. Everything here is on an I/O thread
-// and outside the lock, but for the short decisions that say so.
+// How one load runs: open, compare, reserve, read, pack, publish. Everything here is on an I/O
+// thread and outside the lock, but for the short decisions that say so.
 #include <fmt/format.h>
 
 #include <optional>
@@ -67,8 +67,7 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const ContentDige
 std::string PublicId(std::string id_template, const std::string& name,
                      const AdapterManifest& manifest) {
   const auto substitute = [&id_template](const std::string& key, const std::string& value) {
-    for (size_t at = 0; (at = id_template.find(key, at)) != std::string::npos;
-         at += value.size()) {
+    for (size_t at = 0; (at = id_template.find(key, at)) != std::string::npos; at += value.size()) {
       id_template.replace(at, key.size(), value);
     }
   };
@@ -102,8 +101,8 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
   if (const std::optional<Current> current = CurrentOf(job.request.name)) {
     ASSIGN_OR_RETURN(const ContentDigest digest, DigestOf(*current, job, *reader));
     RETURN_IF_ERROR(CheckDigest(job.request, digest));
-    ASSIGN_OR_RETURN(comparison, Compare(job.request, digest, *reader->manifest(),
-                                         current->request, current->loaded->adapter()));
+    ASSIGN_OR_RETURN(comparison, Compare(job.request, digest, *reader->manifest(), current->request,
+                                         current->loaded->adapter()));
     if (comparison == Comparison::kSame) return AlreadyLoaded(job);
   }
   RETURN_IF_ERROR(ClaimPublicId(job, *reader->manifest()));

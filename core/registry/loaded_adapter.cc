@@ -22,8 +22,8 @@ absl::StatusOr<int64_t> LoadedAdapter::BytesFor(const Kernels& kernels,
                                                 const AdapterManifest& manifest) {
   int64_t bytes = manifest.factor_bytes();
   for (const ModuleInfo& module : manifest.modules) {
-    ASSIGN_OR_RETURN(int64_t packed, PackedPair::BytesFor(kernels, ShapeOf(module),
-                                                          FirstForm(kernels, module)));
+    ASSIGN_OR_RETURN(int64_t packed,
+                     PackedPair::BytesFor(kernels, ShapeOf(module), FirstForm(kernels, module)));
     bytes += packed;
   }
   return bytes;
@@ -32,8 +32,8 @@ absl::StatusOr<int64_t> LoadedAdapter::BytesFor(const Kernels& kernels,
 absl::StatusOr<std::shared_ptr<const LoadedAdapter>> LoadedAdapter::Create(
     const Kernels& kernels, std::shared_ptr<MemoryBudget> budget,
     std::shared_ptr<const Adapter> adapter, Reservation reservation) {
-  std::shared_ptr<LoadedAdapter> loaded(new LoadedAdapter(
-      kernels, std::move(budget), std::move(adapter), std::move(reservation)));
+  std::shared_ptr<LoadedAdapter> loaded(
+      new LoadedAdapter(kernels, std::move(budget), std::move(adapter), std::move(reservation)));
   absl::MutexLock lock(&loaded->mutex_);
   const std::vector<ModuleInfo>& modules = loaded->manifest().modules;
   for (size_t i = 0; i < modules.size(); ++i) {
@@ -79,8 +79,7 @@ absl::Status LoadedAdapter::Pack(size_t module, ComputeType type) const {
 
 absl::StatusOr<const PackedPair*> LoadedAdapter::Pair(size_t module, DType input) const {
   const ModuleInfo& info = manifest().modules[module];
-  const ComputeType type =
-      kernels_.ComputeTypeFor(input, info.lora_a_dtype, info.lora_b_dtype);
+  const ComputeType type = kernels_.ComputeTypeFor(input, info.lora_a_dtype, info.lora_b_dtype);
   const auto form = static_cast<size_t>(type);
   if (const PackedPair* pair = slots_[module].ready[form].load(std::memory_order_acquire)) {
     return pair;

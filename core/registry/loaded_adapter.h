@@ -36,16 +36,16 @@ class LoadedAdapter {
   const AdapterManifest& manifest() const { return adapter_->manifest(); }
 
   // The module's factors for inputs of `input`'s dtype. The first call for a form that is not there
-  // yet reserves and packs it, and fails with MEMORY_BUDGET_EXCEEDED when it does not fit. The result
-  // lives as long as this.
+  // yet reserves and packs it, and fails with MEMORY_BUDGET_EXCEEDED when it does not fit. The
+  // result lives as long as this.
   absl::StatusOr<const PackedPair*> Pair(size_t module, DType input) const
       ABSL_LOCKS_EXCLUDED(mutex_);
 
   // All that is reserved for it now.
   int64_t memory_bytes() const { return memory_bytes_.load(std::memory_order_relaxed); }
 
-  // `callback` runs after weights and reservation are gone, with the bytes given back, on the thread
-  // that let go last. It must be quick and must not touch this object.
+  // `callback` runs after weights and reservation are gone, with the bytes given back, on the
+  // thread that let go last. It must be quick and must not touch this object.
   using FreedCallback = absl::AnyInvocable<void(int64_t freed_bytes)>;
   void OnFreed(FreedCallback callback) const ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -35,8 +35,8 @@ absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes) {
     used = used_;
   }
   return Error(Reason::kMemoryBudgetExceeded,
-               fmt::format("{} bytes are needed, but {} of the budget of {} bytes are in use", bytes,
-                           used, limit_))
+               fmt::format("{} bytes are needed, but {} of the budget of {} bytes are in use",
+                           bytes, used, limit_))
       .With("needed_bytes", bytes)
       .With("used_bytes", used)
       .With("budget_bytes", limit_);

@@ -34,9 +34,9 @@ class AdapterRegistry::Ticket {
 struct AdapterRegistry::Entry {
   LoadRequest request;  // of `current`, or of the first load
   std::string public_id;
-  SourceIdentity identity;    // of what `current` was read from
-  absl::Time opened_at;       // before the first byte of it was read
-  absl::Time load_time;       // when it was published
+  SourceIdentity identity;  // of what `current` was read from
+  absl::Time opened_at;     // before the first byte of it was read
+  absl::Time load_time;     // when it was published
   absl::Duration load_duration;
   std::string etag;
   std::shared_ptr<const LoadedAdapter> current;

@@ -59,7 +59,7 @@ struct AdapterSnapshot {
   std::optional<absl::Time> last_use_time;
   absl::Duration load_duration;
   std::string etag;
-  absl::Status error;                          // of FAILED
+  absl::Status error;                           // of FAILED
   std::vector<std::string> draining_revisions;  // replaced ones that requests still use
 };
 

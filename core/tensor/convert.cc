@@ -146,8 +146,8 @@ struct Conversions {
         _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, bias), odd), 16);
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
     const __m256i result = _mm256_blendv_epi8(rounded, _mm256_or_si256(upper, quiet), nan);
-    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(result),
-                                            _mm256_extracti128_si256(result, 1));
+    const __m128i packed =
+        _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(destination + 2 * i), packed);
   }
   NarrowBF16Portable(source + i, destination + 2 * i, count - i);
@@ -158,7 +158,7 @@ struct Conversions {
 Conversions ChooseConversions() {
   Conversions chosen;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2")) {  // every CPU with AVX2 has F16C, which clang 14 cannot name
     chosen = {WidenF16Avx2, NarrowF16Avx2, WidenBF16Avx2, NarrowBF16Avx2};
   }
 #endif
@@ -166,8 +166,8 @@ Conversions ChooseConversions() {
 }
 
 const Conversions& Chosen() {
-  static const Conversions kChosen = ChooseConversions();
-  return kChosen;
+  static const Conversions chosen = ChooseConversions();
+  return chosen;
 }
 
 }  // namespace

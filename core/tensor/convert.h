@@ -1,8 +1,8 @@
 // Conversions between F32, F16 (IEEE 754 binary16) and BF16 (the upper half of binary32).
 //
-// To a narrower type: round to nearest, ties to even; overflow gives infinity; subnormals are exact;
-// a NaN stays a NaN (made quiet, sign and leading payload bits kept). To a wider type: exact.
-// Pure functions; source and destination must not overlap and need no alignment.
+// To a narrower type: round to nearest, ties to even; overflow gives infinity; subnormals are
+// exact; a NaN stays a NaN (made quiet, sign and leading payload bits kept). To a wider type:
+// exact. Pure functions; source and destination must not overlap and need no alignment.
 #ifndef ADAPTERD_CORE_TENSOR_CONVERT_H_
 #define ADAPTERD_CORE_TENSOR_CONVERT_H_
 

@@ -38,9 +38,8 @@ absl::StatusOr<int64_t> ByteCount(DType dtype, std::span<const int64_t> shape) {
   auto bits = CheckedMul<int64_t>(elements, BitsOf(dtype));
   if (!bits) return Overflows(shape);
   if (*bits % 8 != 0) {
-    return Error(Reason::kShapeMismatch,
-                 fmt::format("shape {} of {} does not fill whole bytes", ShapeString(shape),
-                             DTypeName(dtype)))
+    return Error(Reason::kShapeMismatch, fmt::format("shape {} of {} does not fill whole bytes",
+                                                     ShapeString(shape), DTypeName(dtype)))
         .With("actual", ShapeString(shape));
   }
   return *bits / 8;

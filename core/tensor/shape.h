@@ -14,8 +14,8 @@ namespace adapterd {
 
 using Shape = absl::InlinedVector<int64_t, 4>;
 
-// Product of the dimensions; 1 for a scalar. SHAPE_MISMATCH when one is negative or the product does
-// not fit in an int64 (checked left to right, as safetensors does: a zero does not excuse an
+// Product of the dimensions; 1 for a scalar. SHAPE_MISMATCH when one is negative or the product
+// does not fit in an int64 (checked left to right, as safetensors does: a zero does not excuse an
 // overflow before it).
 absl::StatusOr<int64_t> ElementCount(std::span<const int64_t> shape);
 

@@ -32,8 +32,8 @@ class Tensor {
   AlignedBuffer buffer_;
 };
 
-// A read-only view of rows x cols elements of a float type (F32, F16, BF16), row-major without gaps.
-// The bytes belong to someone else and need no alignment.
+// A read-only view of rows x cols elements of a float type (F32, F16, BF16), row-major without
+// gaps. The bytes belong to someone else and need no alignment.
 struct MatrixView {
   DType dtype = DType::kF32;
   int64_t rows = 0;

@@ -72,8 +72,8 @@ def from_proto(message):
 def ulp(values, dtype):
     """Distance from each |value| to the next number of the dtype that is larger."""
     bits, smallest = PRECISION[dtype]
-    exponent = np.frexp(np.abs(values))[1]
-    return np.exp2(np.maximum(exponent - bits, smallest).astype(np.float64))
+    exponent = np.where(values == 0, smallest, np.frexp(np.abs(values))[1] - bits)
+    return np.exp2(np.maximum(exponent, smallest).astype(np.float64))
 
 
 def unit_roundoff(dtype):

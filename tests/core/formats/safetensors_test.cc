@@ -70,7 +70,7 @@ std::vector<Vector> AcceptedVectors() {
                                  R"("shape":[2],"data_offsets":[0,8]})")},
       {"an unknown scalar field",
        Entry(R"({"dtype":"F32","x":-1.5,"shape":[2],"data_offsets":[0,8]})")},
-      {"an unknown field, nested deep", Entry(Nested(126))},
+      {"an unknown field, nested deep", Entry(Nested(125))},
       {"an escaped key", SafetensorsFile(R"({"\u0074":{"dtype":"U8","shape":[1],)"
                                          R"("data_offsets":[0,1]}})",
                                          "x")},
@@ -201,7 +201,8 @@ std::vector<Vector> RefusedVectors() {
       {"an array in metadata", SafetensorsFile(R"({"__metadata__":{"a":[]}})")},
       {"metadata as a string", SafetensorsFile(R"({"__metadata__":"a"})")},
       {"metadata as an array", SafetensorsFile(R"({"__metadata__":[]})")},
-      {"a field nested without end", Entry(Nested(100'000))},
+      {"an unknown field, nested one level deeper", Entry(Nested(126))},
+      {"an unknown field, nested without end", Entry(Nested(100'000))},
   };
 }
 

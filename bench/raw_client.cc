@@ -1,0 +1,48 @@
+#include "bench/raw_client.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "bench/echo_server.h"
+
+namespace adapterd::bench {
+namespace {
+
+constexpr char kMethod[] = "/adapterd.v1.ProjectionService/ApplyProjection";
+constexpr std::chrono::seconds kDeadline{60};
+
+std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetMaxSendMessageSize(-1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+}  // namespace
+
+RawClient::RawClient(const std::string& address) : stub_(Connect(address)) {}
+
+absl::Status RawClient::Apply(const grpc::ByteBuffer& request, size_t reply_bytes,
+                              grpc::ByteBuffer& reply) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kDeadline);
+  context.set_wait_for_ready(true);
+  context.AddMetadata(kReplyBytesHeader, fmt::format("{}", reply_bytes));
+  const auto call = stub_.PrepareUnaryCall(&context, kMethod, request, &queue_);
+  call->StartCall();
+  grpc::Status status;
+  call->Finish(&reply, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  if (!queue_.Next(&tag, &ok)) return absl::InternalError("the completion queue is shut down");
+  if (!status.ok()) {
+    return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  }
+  if (reply_bytes == 0 || reply.Length() == reply_bytes) return absl::OkStatus();
+  return absl::InternalError(
+      fmt::format("expected a reply of {} bytes, found {}", reply_bytes, reply.Length()));
+}
+
+}  // namespace adapterd::bench
