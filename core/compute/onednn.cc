@@ -61,7 +61,7 @@ dnnl::memory::desc RowMajor(DataType type, int64_t rows, int64_t cols, int64_t s
   return {dnnl::memory::dims{rows, cols}, type, dnnl::memory::dims{stride, 1}};
 }
 
-dnnl::memory::desc WeightsDesc(ComputeType type, int64_t k, int64_t n, const WeightLayout& layout) {
+dnnl::memory::desc WeightsDesc(ComputeType type, int64_t k, int64_t n, const PanelLayout& layout) {
   if (layout.panel == 0) return RowMajor(TypeOf(type), k, n, layout.stride);
   return {dnnl::memory::dims{k, n}, TypeOf(type), PanelTag(type, layout.panel)};
 }
@@ -212,7 +212,7 @@ std::string Kernels::Impl::isa() const {
 }
 
 absl::StatusOr<dnnl::memory> Kernels::Impl::Weights(ComputeType type, int64_t k, int64_t n,
-                                                    const WeightLayout& layout,
+                                                    const PanelLayout& layout,
                                                     const std::byte* data) const {
   try {
     return dnnl::memory(WeightsDesc(type, k, n, layout), engine_, const_cast<std::byte*>(data));

@@ -24,11 +24,11 @@ namespace adapterd {
 // panel == 16, 32, 48 or 64: panels of that many columns, one after the other; within a panel row
 // after row, BF16 in pairs of rows interleaved by element. k and n are rounded up with zeros, to
 // PanelRows(type) and to `panel`. oneDNN calls this BA16a64b, and BA16a64b2a for BF16.
-struct WeightLayout {
+struct PanelLayout {
   int64_t panel = 0;
   int64_t stride = 0;
 
-  bool operator==(const WeightLayout&) const = default;
+  bool operator==(const PanelLayout&) const = default;
 };
 
 constexpr int64_t PanelRows(ComputeType type) { return type == ComputeType::kBF16 ? 32 : 16; }
@@ -42,7 +42,7 @@ struct MatmulShape {
   int64_t k = 0;
   int64_t n = 0;
   int64_t source_stride = 0;
-  WeightLayout weights;
+  PanelLayout weights;
   int64_t destination_stride = 0;
   bool accumulate = false;  // adds to what the destination holds
 
@@ -78,7 +78,7 @@ class Kernels::Impl {
 
   // What Run takes as weights. `data` must hold k x n elements in `layout` and outlive the result.
   absl::StatusOr<dnnl::memory> Weights(ComputeType type, int64_t k, int64_t n,
-                                       const WeightLayout& layout, const std::byte* data) const;
+                                       const PanelLayout& layout, const std::byte* data) const;
 
   // Compiles the matmul unless that has been done: so that no request has to.
   absl::Status Prepare(const MatmulShape& shape) ABSL_LOCKS_EXCLUDED(mutex_);

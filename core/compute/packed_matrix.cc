@@ -13,6 +13,9 @@
 namespace adapterd {
 namespace {
 
+constexpr int64_t kWidestPanel = 64;
+// Up to this many rows panels would store most of them as zeros, for kernels that are a tenth faster.
+constexpr int64_t kRowMajorRows = 8;
 // oneDNN's kernels count in 32 bits.
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
 
@@ -52,6 +55,10 @@ void TransposeWords(const MatrixView& source, int64_t per_word, int64_t width, i
 }
 
 }  // namespace
+
+MatrixPlan MatrixPlan::Wide(const Kernels::Impl& kernels, ComputeType type, int64_t k, int64_t n) {
+  return {type, k, n, kernels.has_panels(type) && k > kRowMajorRows ? kWidestPanel : 0};
+}
 
 int64_t MatrixPlan::stored_k() const { return panel == 0 ? k : RoundUp(k, PanelRows(type)); }
 

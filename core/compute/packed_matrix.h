@@ -19,9 +19,12 @@ struct MatrixPlan {
   ComputeType type = ComputeType::kF32;
   int64_t k = 0;
   int64_t n = 0;      // a multiple of `panel` costs no tails
-  int64_t panel = 0;  // see WeightLayout; 0: row-major
+  int64_t panel = 0;  // see PanelLayout; 0: row-major
 
-  WeightLayout layout() const { return {panel, panel == 0 ? n : 0}; }
+  // For few rows and many columns: what expands low-rank rows.
+  static MatrixPlan Wide(const Kernels::Impl& kernels, ComputeType type, int64_t k, int64_t n);
+
+  PanelLayout layout() const { return {panel, panel == 0 ? n : 0}; }
   // Rows that are stored, counting the zeros.
   int64_t stored_k() const;
   // nullopt when that is more than an int64 holds.

@@ -18,8 +18,6 @@ constexpr int64_t kAmxRank = 32;
 // Columns of a vector register of F32, in which the low-rank rows are made.
 constexpr int64_t kVectorColumns = 16;
 constexpr int64_t kWidestPanel = 64;
-// Below this rank panels would store B four times over, for kernels that are a tenth faster.
-constexpr int64_t kRowMajorRank = 8;
 // Without AMX: rows of a power-of-two length fall into one set of the first cache, which has 8 or 12
 // ways. With 16 rows a product with one register of columns takes twice as long per row.
 constexpr int64_t kCachedRows = 8;
@@ -50,8 +48,7 @@ MatrixPlan ExpandPlan(const Kernels::Impl& kernels, const PairShape& shape, Comp
   const bool amx = bf16 && kernels.has_amx();
   // A single BF16 row would leave half of the last pair unset.
   const int64_t k = RoundUp(shape.rank, amx ? kAmxRank : bf16 ? int64_t{2} : int64_t{1});
-  const bool panels = kernels.has_panels(type) && (amx || shape.rank > kRowMajorRank);
-  return {type, k, shape.out_features, panels ? kWidestPanel : 0};
+  return MatrixPlan::Wide(kernels, type, k, shape.out_features);
 }
 
 }  // namespace

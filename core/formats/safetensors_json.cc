@@ -185,8 +185,8 @@ bool HeaderReader::StartHeaderValue() {
     return Fail(
         MalformedFile(file_, fmt::format("declares more than {} tensors", kMaxSafetensorsTensors)));
   }
-  entry_ = {};
   entry_.name = std::move(key_);
+  entry_.shape.clear();
   fields_seen_ = 0;
   offsets_seen_ = 0;
   field_ = kOther;

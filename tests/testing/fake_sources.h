@@ -81,7 +81,7 @@ struct FakeContent {
   int64_t changed_ns = 1;  // of its one file; long ago
   absl::Status open_error;
   absl::Status read_error;          // of Read and Digest, after the gate
-  std::function<void()> while_read;  // called by Read and Digest, after the gate
+  std::function<void(const Cancellation&)> while_read;  // called by both, after the gate
 };
 
 // One source: its content, its gates, and what was done with it.
@@ -174,7 +174,7 @@ class FakeReader final : public AdapterReader {
 
  private:
   absl::Status Check(const Cancellation& cancellation, ProblemList& problems) const {
-    if (content_.while_read) content_.while_read();
+    if (content_.while_read) content_.while_read(cancellation);
     RETURN_IF_ERROR(cancellation.Check());
     problems.Add(content_.read_error);
     return content_.read_error;

@@ -1,4 +1,5 @@
-// Every fixture folder has a decided outcome, and what loads has the numbers of the tool that wrote it.
+// Every fixture folder has a decided outcome, and what loads has the numbers of the tool that wrote
+// it.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <gmock/gmock.h>
@@ -8,6 +9,7 @@
 #include <map>
 #include <set>
 
+#include "absl/strings/ascii.h"
 #include "tests/core/adapter/adapter_folder.h"
 
 namespace adapterd {
@@ -320,8 +322,9 @@ TEST_P(FixtureTest, HasTheExpectedOutcome) {
     const absl::Status status = problems.ToStatus();
     EXPECT_THAT(status, HasReason(outcome.refusal->reason));
     EXPECT_FALSE(status.message().empty());
-    const auto first = std::find_if(problems.items().begin(), problems.items().end(),
-                                    [](const Problem& p) { return p.severity == Severity::kError; });
+    const auto first =
+        std::find_if(problems.items().begin(), problems.items().end(),
+                     [](const Problem& p) { return p.severity == Severity::kError; });
     ASSERT_NE(first, problems.items().end());
     EXPECT_TRUE(first->field == outcome.refusal->about ||
                 (first->field.empty() && first->tensor.ends_with(outcome.refusal->about)))
@@ -342,7 +345,7 @@ TEST_P(FixtureTest, HasTheExpectedOutcome) {
 
 std::string TestName(const ::testing::TestParamInfo<std::string>& info) {
   std::string name = info.param;
-  for (char& c : name) c = absl::ascii_isalnum(c) ? c : '_';
+  for (char& c : name) c = absl::ascii_isalnum(static_cast<unsigned char>(c)) ? c : '_';
   return name;
 }
 

@@ -50,8 +50,8 @@ TEST(CheckSelectorTest, ExactlyOneOfPathAndTarget) {
   EXPECT_THAT(CheckSelector(Path("a")), IsOk());
   EXPECT_THAT(CheckSelector(Target("a")), IsOk());
   EXPECT_THAT(CheckSelector(Target("a", 0)), IsOk());
-  const std::vector<ModuleSelector> bad = {{}, {"a", "b", {}}, {"a", "", 3}, {"", "", 3},
-                                           {"", "b", -1}};
+  const std::vector<ModuleSelector> bad = {
+      {}, {"a", "b", {}}, {"a", "", 3}, {"", "", 3}, {"", "b", -1}};
   for (const ModuleSelector& selector : bad) {
     EXPECT_THAT(CheckSelector(selector),
                 AllOf(HasReason(Reason::kInvalidField), HasErrorMetadata("field", "module")))
@@ -69,13 +69,13 @@ TEST(SelectorStringTest, IsWhatErrorsCallIt) {
 class ModuleIndexTest : public ::testing::Test {
  protected:
   const std::vector<std::string> paths_ = {
-      "lm_head",                        // 0
-      "model.layers.0.mlp.c_proj",      // 1
-      "model.layers.0.attn.c_proj",     // 2
+      "lm_head",                          // 0
+      "model.layers.0.mlp.c_proj",        // 1
+      "model.layers.0.attn.c_proj",       // 2
       "model.layers.0.self_attn.q_proj",  // 3
-      "model.layers.1.attn.c_proj",     // 4
+      "model.layers.1.attn.c_proj",       // 4
       "model.layers.1.self_attn.q_proj",  // 5
-      "shared.q_proj2",                 // 6
+      "shared.q_proj2",                   // 6
   };
   const ModuleIndex index_{paths_};
 };
@@ -97,14 +97,16 @@ TEST_F(ModuleIndexTest, FindsByTargetAndLayer) {
   EXPECT_EQ(q0, 3u);
   ASSERT_OK_AND_ASSIGN(const size_t q1, index_.Find(Target("self_attn.q_proj", 1)));
   EXPECT_EQ(q1, 5u);
-  ASSERT_OK_AND_ASSIGN(const size_t whole, index_.Find(Target("model.layers.1.self_attn.q_proj", 1)));
+  ASSERT_OK_AND_ASSIGN(const size_t whole,
+                       index_.Find(Target("model.layers.1.self_attn.q_proj", 1)));
   EXPECT_EQ(whole, 5u);
   EXPECT_THAT(index_.Find(Target("q_proj", 2)), HasReason(Reason::kModuleNotTargeted));
   EXPECT_THAT(index_.Find(Target("k_proj", 0)), HasReason(Reason::kModuleNotTargeted));
 }
 
 TEST_F(ModuleIndexTest, MatchesWholeComponentsOnly) {
-  for (const char* target : {"proj", "attn.q_proj", "_attn.q_proj", ".q_proj", "q_proj.", "q_pro"}) {
+  for (const char* target :
+       {"proj", "attn.q_proj", "_attn.q_proj", ".q_proj", "q_proj.", "q_pro"}) {
     EXPECT_THAT(index_.Find(Target(target, 0)), HasReason(Reason::kModuleNotTargeted)) << target;
   }
 }
@@ -131,8 +133,8 @@ TEST_F(ModuleIndexTest, WithoutLayerEveryLayerMatches) {
 }
 
 TEST_F(ModuleIndexTest, LayerlessModulesServeEveryLayer) {
-  for (const std::optional<int32_t> layer : {std::optional<int32_t>(), std::optional<int32_t>(0),
-                                             std::optional<int32_t>(41)}) {
+  for (const std::optional<int32_t> layer :
+       {std::optional<int32_t>(), std::optional<int32_t>(0), std::optional<int32_t>(41)}) {
     ASSERT_OK_AND_ASSIGN(const size_t head, index_.Find(Target("lm_head", layer)));
     EXPECT_EQ(head, 0u);
   }

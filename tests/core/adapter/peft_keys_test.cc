@@ -17,14 +17,17 @@ struct Case {
 
 TEST(PeftKeysTest, NamesAreTakenApart) {
   const std::vector<Case> cases = {
-      {"base_model.model.model.layers.0.q_proj.lora_A.weight", Kind::kLoraA, "model.layers.0.q_proj"},
-      {"base_model.model.model.layers.0.q_proj.lora_B.weight", Kind::kLoraB, "model.layers.0.q_proj"},
+      {"base_model.model.model.layers.0.q_proj.lora_A.weight", Kind::kLoraA,
+       "model.layers.0.q_proj"},
+      {"base_model.model.model.layers.0.q_proj.lora_B.weight", Kind::kLoraB,
+       "model.layers.0.q_proj"},
       {"model.layers.0.q_proj.lora_A.weight", Kind::kLoraA, "model.layers.0.q_proj"},
       {"lin0.lora_A.weight", Kind::kLoraA, "lin0"},
       {"_orig_mod.base_model.model.m.q.lora_B.weight", Kind::kLoraB, "m.q"},
       {"base_model.model._orig_mod.m.q.lora_B.weight", Kind::kLoraB, "m.q"},
       {"base_model.model.m._fsdp_wrapped_module.q.lora_A.weight", Kind::kLoraA, "m.q"},
-      {"_fsdp_wrapped_module.base_model._fsdp_wrapped_module.model.m.0._checkpoint_wrapped_module.q."
+      {"_fsdp_wrapped_module.base_model._fsdp_wrapped_module.model.m.0._checkpoint_wrapped_module."
+       "q."
        "lora_A.weight",
        Kind::kLoraA, "m.0.q"},
       {"base_model.model.m.q.lora_A.default.weight", Kind::kLoraA, "m.q", "default"},
@@ -44,8 +47,10 @@ TEST(PeftKeysTest, NamesAreTakenApart) {
       {"base_model.model.m.q.lora_magnitude_vector", Kind::kMagnitude, "m.q"},
       {"base_model.model.m.q.lora_magnitude_vector.weight", Kind::kMagnitude, "m.q", "weight"},
       {"m.q.lora_magnitude_vector.default.weight", Kind::kMagnitude, "m.q", "default"},
-      {"base_model.model.m.experts.base_layer.lora_A.weight", Kind::kNested, "m.experts.base_layer"},
-      {"base_model.model.a.base_layer.out_proj.lora_B.weight", Kind::kNested, "a.base_layer.out_proj"},
+      {"base_model.model.m.experts.base_layer.lora_A.weight", Kind::kNested,
+       "m.experts.base_layer"},
+      {"base_model.model.a.base_layer.out_proj.lora_B.weight", Kind::kNested,
+       "a.base_layer.out_proj"},
       {"base_model.model.m.q.lora_diag", Kind::kVariant, "m.q.lora_diag"},
       {"base_model.model.m.q.lora_velora_embed", Kind::kVariant, "m.q.lora_velora_embed"},
       {"m.q.lora_monteclora_sampler.x", Kind::kVariant, "m.q.lora_monteclora_sampler.x"},

@@ -24,8 +24,11 @@ std::string B(const std::string& module) { return "base_model.model." + module +
 TEST(PeftPlanTest, ModulesAreSortedWithTheirNumbers) {
   AdapterFolder folder;
   folder.AddPair("m.10.v_proj", 2, 6, 5).AddPair("m.2.q_proj", 3, 4, 7);
-  folder.Config({{"r", "2"}, {"lora_alpha", "5"}, {"rank_pattern", R"({"q_proj": 3})"},
-                 {"alpha_pattern", R"({"m.2.q_proj": 1})"}, {"lora_dropout", "0.25"},
+  folder.Config({{"r", "2"},
+                 {"lora_alpha", "5"},
+                 {"rank_pattern", R"({"q_proj": 3})"},
+                 {"alpha_pattern", R"({"m.2.q_proj": 1})"},
+                 {"lora_dropout", "0.25"},
                  {"base_model_name_or_path", "\"base\""}});
   const auto reader = folder.WriteAndOpen();
   ASSERT_THAT(reader, NotNull()) << folder.problems().ToStatus();
@@ -35,7 +38,8 @@ TEST(PeftPlanTest, ModulesAreSortedWithTheirNumbers) {
   EXPECT_EQ(manifest.method, "lora");
   EXPECT_EQ(manifest.base_model, "base");
   EXPECT_EQ(manifest.lora_dropout, 0.25);
-  EXPECT_EQ(manifest.file_bytes, std::filesystem::file_size(folder.dir() / AdapterFolder::kWeights));
+  EXPECT_EQ(manifest.file_bytes,
+            std::filesystem::file_size(folder.dir() / AdapterFolder::kWeights));
   ASSERT_EQ(manifest.modules.size(), 2u);
   const ModuleInfo& v = manifest.modules[0];
   EXPECT_EQ(v.path, "m.10.v_proj");
@@ -104,48 +108,96 @@ TEST(PeftPlanTest, BrokenPairsAreNamed) {
   const std::string q = "m.0.q_proj";
   const std::vector<BadFile> cases = {
       {"no tensors", [](AdapterFolder& f) {}, Reason::kInvalidAdapter, ""},
-      {"A alone", [&](AdapterFolder& f) { f.Add(A(q), {2, 4}); }, Reason::kInvalidAdapter, A(q)},
-      {"B alone", [&](AdapterFolder& f) { f.Add(B(q), {4, 2}); }, Reason::kInvalidAdapter, B(q)},
-      {"ranks of A and B", [&](AdapterFolder& f) { f.Add(A(q), {2, 4}).Add(B(q), {4, 3}); },
+      {"A alone",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4});
+       },
+       Reason::kInvalidAdapter, A(q)},
+      {"B alone",
+       [&](AdapterFolder& f) {
+         f.Add(B(q), {4, 2});
+       },
+       Reason::kInvalidAdapter, B(q)},
+      {"ranks of A and B",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4}).Add(B(q), {4, 3});
+       },
        Reason::kInvalidAdapter, B(q)},
       {"rank of the config", [&](AdapterFolder& f) { f.AddPair(q, 3); }, Reason::kInvalidAdapter,
        A(q)},
       {"rank of the pattern",
-       [&](AdapterFolder& f) { f.AddPair(q, 2).Config({{"rank_pattern", R"({"q_proj": 4})"}}); },
+       [&](AdapterFolder& f) {
+         f.AddPair(q, 2).Config({{"rank_pattern", R"({"q_proj": 4})"}});
+       },
        Reason::kInvalidAdapter, A(q)},
-      {"1-D A", [&](AdapterFolder& f) { f.Add(A(q), {8}).Add(B(q), {4, 2}); },
+      {"1-D A",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {8}).Add(B(q), {4, 2});
+       },
        Reason::kInvalidAdapter, A(q)},
-      {"scalar B", [&](AdapterFolder& f) { f.Add(A(q), {2, 4}).Add(B(q), {}); },
+      {"scalar B",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4}).Add(B(q), {});
+       },
        Reason::kInvalidAdapter, B(q)},
-      {"3-D A", [&](AdapterFolder& f) { f.Add(A(q), {1, 2, 4}).Add(B(q), {4, 2}); },
+      {"3-D A",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {1, 2, 4}).Add(B(q), {4, 2});
+       },
        Reason::kInvalidAdapter, A(q)},
-      {"3-D B", [&](AdapterFolder& f) { f.Add(A(q), {2, 4}).Add(B(q), {4, 2, 1}); },
+      {"3-D B",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4}).Add(B(q), {4, 2, 1});
+       },
        Reason::kInvalidAdapter, B(q)},
-      {"empty A", [&](AdapterFolder& f) { f.Add(A(q), {0}).Add(B(q), {4, 2}); },
+      {"empty A",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {0}).Add(B(q), {4, 2});
+       },
        Reason::kInvalidAdapter, A(q)},
-      {"rank 0", [&](AdapterFolder& f) { f.Add(A(q), {0, 4}).Add(B(q), {4, 2}); },
+      {"rank 0",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {0, 4}).Add(B(q), {4, 2});
+       },
        Reason::kInvalidAdapter, A(q)},
-      {"no columns in B", [&](AdapterFolder& f) { f.Add(A(q), {2, 4}).Add(B(q), {4, 0}); },
+      {"no columns in B",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4}).Add(B(q), {4, 0});
+       },
        Reason::kInvalidAdapter, B(q)},
-      {"int8 A", [&](AdapterFolder& f) { f.Add(A(q), {2, 4}, DType::kI8).Add(B(q), {4, 2}); },
+      {"int8 A",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4}, DType::kI8).Add(B(q), {4, 2});
+       },
        Reason::kUnsupportedDtype, A(q)},
-      {"f64 B", [&](AdapterFolder& f) { f.Add(A(q), {2, 4}).Add(B(q), {4, 2}, DType::kF64); },
+      {"f64 B",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4}).Add(B(q), {4, 2}, DType::kF64);
+       },
        Reason::kUnsupportedDtype, B(q)},
       {"fp8 A",
-       [&](AdapterFolder& f) { f.Add(A(q), {2, 4}, DType::kF8E4M3).Add(B(q), {4, 2}); },
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4}, DType::kF8E4M3).Add(B(q), {4, 2});
+       },
        Reason::kUnsupportedDtype, A(q)},
       {"not targeted", [&](AdapterFolder& f) { f.AddPair("m.0.o_proj"); }, Reason::kInvalidAdapter,
        A("m.0.o_proj")},
       {"excluded",
-       [&](AdapterFolder& f) { f.AddPair(q).Config({{"exclude_modules", R"(["q_proj"])"}}); },
+       [&](AdapterFolder& f) {
+         f.AddPair(q).Config({{"exclude_modules", R"(["q_proj"])"}});
+       },
        Reason::kInvalidAdapter, A(q)},
       {"other layer",
-       [&](AdapterFolder& f) { f.AddPair("m.l.0.q_proj").Config({{"layers_to_transform", "[1]"}}); },
+       [&](AdapterFolder& f) {
+         f.AddPair("m.l.0.q_proj").Config({{"layers_to_transform", "[1]"}});
+       },
        Reason::kInvalidAdapter, A("m.l.0.q_proj")},
       {"unknown tensor", [&](AdapterFolder& f) { f.AddPair(q).Add("x.mystery", {3}); },
        Reason::kInvalidAdapter, "x.mystery"},
       {"same factor twice",
-       [&](AdapterFolder& f) { f.AddPair(q).Add("zz._orig_mod.x", {1}).Add(q + ".lora_A.weight", {2, 4}); },
+       [&](AdapterFolder& f) {
+         f.AddPair(q).Add("zz._orig_mod.x", {1}).Add(q + ".lora_A.weight", {2, 4});
+       },
        Reason::kInvalidAdapter, q + ".lora_A.weight"},
       {"two adapters",
        [&](AdapterFolder& f) {
@@ -183,9 +235,14 @@ TEST(PeftPlanTest, KindsThatAreNotImplementedAreRefused) {
   const std::string p = "base_model.model.";
   const std::vector<BadFile> cases = {
       {"conv2d",
-       [&](AdapterFolder& f) { f.Add(A(q), {2, 4, 3, 3}).Add(B(q), {4, 2, 1, 1}); },
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4, 3, 3}).Add(B(q), {4, 2, 1, 1});
+       },
        Reason::kUnsupportedAdapter, A(q)},
-      {"conv1d", [&](AdapterFolder& f) { f.Add(A(q), {2, 4, 3}).Add(B(q), {4, 2, 1}); },
+      {"conv1d",
+       [&](AdapterFolder& f) {
+         f.Add(A(q), {2, 4, 3}).Add(B(q), {4, 2, 1});
+       },
        Reason::kUnsupportedAdapter, A(q)},
       {"embedding",
        [&](AdapterFolder& f) {
@@ -202,7 +259,10 @@ TEST(PeftPlanTest, KindsThatAreNotImplementedAreRefused) {
        Reason::kUnsupportedAdapter, p + q + ".base_layer.bias"},
       {"base weight", [&](AdapterFolder& f) { f.AddPair(q).Add(p + "e.base_layer.weight", {3}); },
        Reason::kUnsupportedAdapter, p + "e.base_layer.weight"},
-      {"resized head", [&](AdapterFolder& f) { f.AddPair(q).Add(p + "lm_head.weight", {9, 4}); },
+      {"resized head",
+       [&](AdapterFolder& f) {
+         f.AddPair(q).Add(p + "lm_head.weight", {9, 4});
+       },
        Reason::kUnsupportedAdapter, p + "lm_head.weight"},
       {"token rows",
        [&](AdapterFolder& f) {
@@ -211,7 +271,9 @@ TEST(PeftPlanTest, KindsThatAreNotImplementedAreRefused) {
        Reason::kUnsupportedAdapter, p + "e.token_adapter.trainable_tokens_delta"},
       {"classifier",
        [&](AdapterFolder& f) {
-         f.AddPair(q).Add(p + "classifier.dense.weight", {3, 4}).Config({{"task_type", "\"SEQ_CLS\""}});
+         f.AddPair(q)
+             .Add(p + "classifier.dense.weight", {3, 4})
+             .Config({{"task_type", "\"SEQ_CLS\""}});
        },
        Reason::kUnsupportedAdapter, p + "classifier.dense.weight"},
       {"score",
@@ -220,7 +282,9 @@ TEST(PeftPlanTest, KindsThatAreNotImplementedAreRefused) {
        },
        Reason::kUnsupportedAdapter, p + "score.weight"},
       {"score of another task",
-       [&](AdapterFolder& f) { f.AddPair(q).Add(p + "score.weight", {3, 4}); },
+       [&](AdapterFolder& f) {
+         f.AddPair(q).Add(p + "score.weight", {3, 4});
+       },
        Reason::kInvalidAdapter, p + "score.weight"},
       {"nested", [&](AdapterFolder& f) { f.AddPair(q).AddPair("m.0.experts.base_layer"); },
        Reason::kUnsupportedAdapter, A("m.0.experts.base_layer")},
@@ -252,13 +316,16 @@ TEST(PeftPlanTest, RefusedSwitchesExplainTheirTensors) {
               ElementsAre(IsError(unsupported, "lora_bias")));
   EXPECT_THAT(problems_of({{"bias", "\"all\""}}, "base_model.model.m.0.k_proj.bias"),
               ElementsAre(IsError(unsupported, "bias")));
-  EXPECT_THAT(problems_of({{"modules_to_save", R"(["norm"])"}}, "base_model.model.m.0.input_norm.weight"),
-              ElementsAre(IsError(unsupported, "modules_to_save")));
+  EXPECT_THAT(
+      problems_of({{"modules_to_save", R"(["norm"])"}}, "base_model.model.m.0.input_norm.weight"),
+      ElementsAre(IsError(unsupported, "modules_to_save")));
   EXPECT_THAT(problems_of({{"trainable_token_indices", "[1]"}},
                           "base_model.model.e.token_adapter.trainable_tokens_delta"),
               ElementsAre(IsError(unsupported, "trainable_token_indices")));
   AdapterFolder experts;
-  experts.AddPair("m.0.q_proj").AddPair("m.0.mlp.experts", 8).AddPair("m.0.mlp.experts.base_layer", 8);
+  experts.AddPair("m.0.q_proj")
+      .AddPair("m.0.mlp.experts", 8)
+      .AddPair("m.0.mlp.experts.base_layer", 8);
   experts.Config({{"target_parameters", R"(["mlp.experts.down_proj"])"}});
   EXPECT_EQ(experts.WriteAndOpen(), nullptr);
   EXPECT_THAT(experts.problems().items(), ElementsAre(IsError(unsupported, "target_parameters")));
@@ -273,24 +340,28 @@ TEST(PeftPlanTest, AllPlantedProblemsAreFound) {
   folder.Add("base_model.model.m.4.mystery", {2});
   folder.Config({{"use_future_maths", "true"}});
   EXPECT_EQ(folder.WriteAndOpen(), nullptr);
-  EXPECT_THAT(folder.problems().items(),
-              UnorderedElementsAre(
-                  IsError(Reason::kUnsupportedAdapter, "use_future_maths"),
-                  IsError(Reason::kInvalidAdapter, A("m.1.q_proj")),
-                  IsError(Reason::kUnsupportedDtype, A("m.2.q_proj")),
-                  IsError(Reason::kInvalidAdapter, A("m.3.q_proj")),
-                  IsError(Reason::kInvalidAdapter, "base_model.model.m.4.mystery")));
-  EXPECT_THAT(folder.problems().ToStatus(),
-              AllOf(HasReason(Reason::kUnsupportedAdapter), HasErrorMetadata("field", "use_future_maths"),
-                    HasMessage(HasSubstr("and 4 more errors"))));
+  EXPECT_THAT(
+      folder.problems().items(),
+      UnorderedElementsAre(IsError(Reason::kUnsupportedAdapter, "use_future_maths"),
+                           IsError(Reason::kInvalidAdapter, A("m.1.q_proj")),
+                           IsError(Reason::kUnsupportedDtype, A("m.2.q_proj")),
+                           IsError(Reason::kInvalidAdapter, A("m.3.q_proj")),
+                           IsError(Reason::kInvalidAdapter, "base_model.model.m.4.mystery")));
+  EXPECT_THAT(folder.problems().ToStatus(), AllOf(HasReason(Reason::kUnsupportedAdapter),
+                                                  HasErrorMetadata("field", "use_future_maths"),
+                                                  HasMessage(HasSubstr("and 4 more errors"))));
 }
 
 // A bad rank or alpha in the config must not look like a problem of the tensors.
 TEST(PeftPlanTest, ConfigProblemsDoNotRepeatPerTensor) {
-  for (const AdapterFolder::Keys& keys : std::vector<AdapterFolder::Keys>{
-           {{"r", "0"}}, {{"lora_alpha", "null"}}, {{"target_modules", "[]"}},
-           {{"rank_pattern", R"({"q_proj": 0})"}}, {{"exclude_modules", "3"}},
-           {{"target_modules", "\"(\""}}, {{"alpha_pattern", R"({"(": 1})"}}}) {
+  for (const AdapterFolder::Keys& keys :
+       std::vector<AdapterFolder::Keys>{{{"r", "0"}},
+                                        {{"lora_alpha", "null"}},
+                                        {{"target_modules", "[]"}},
+                                        {{"rank_pattern", R"({"q_proj": 0})"}},
+                                        {{"exclude_modules", "3"}},
+                                        {{"target_modules", "\"(\""}},
+                                        {{"alpha_pattern", R"({"(": 1})"}}}) {
     AdapterFolder folder;
     folder.AddPair("m.0.q_proj").AddPair("m.1.q_proj").Config(keys);
     EXPECT_EQ(folder.WriteAndOpen(), nullptr);

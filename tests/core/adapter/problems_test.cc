@@ -50,9 +50,12 @@ TEST(ProblemListTest, StatusIsTheFirstErrorWithItsMetadata) {
   const absl::Status one = problems.ToStatus();
   EXPECT_THAT(one, HasReason(Reason::kInvalidAdapter));
   EXPECT_THAT(one, HasMessage(std::string("broken")));
-  for (const auto& [key, value] : ErrorMetadata{
-           {"file", "f"}, {"tensor", "t"}, {"module", "m"}, {"field", "k"}, {"expected", "2"},
-           {"actual", "3"}}) {
+  for (const auto& [key, value] : ErrorMetadata{{"file", "f"},
+                                                {"tensor", "t"},
+                                                {"module", "m"},
+                                                {"field", "k"},
+                                                {"expected", "2"},
+                                                {"actual", "3"}}) {
     EXPECT_THAT(one, HasErrorMetadata(key, value));
   }
   problems.Add(Make(Severity::kError, "more"));

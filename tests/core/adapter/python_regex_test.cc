@@ -72,8 +72,8 @@ TEST(PythonRegexTest, Group1) {
 // Without limits these would take minutes to years.
 TEST(PythonRegexTest, CatastrophicPatternsAreCutOff) {
   const std::string many_a(60, 'a');
-  for (const char* pattern : {"(a+)+$", "(a|aa)+$", "(.*a){20}$", "(a*)*$", "(?:(?:a+)*)+$",
-                              "(a|b|ab)*(?=c)$"}) {
+  for (const char* pattern :
+       {"(a+)+$", "(a|aa)+$", "(.*a){20}$", "(a*)*$", "(?:(?:a+)*)+$", "(a|b|ab)*(?=c)$"}) {
     SCOPED_TRACE(pattern);
     ASSERT_OK_AND_ASSIGN(const PythonRegex regex, PythonRegex::Compile(pattern));
     RegexBudget budget;
@@ -98,8 +98,8 @@ TEST(PythonRegexTest, ASpentBudgetEndsTheMatching) {
   ASSERT_OK_AND_ASSIGN(const bool first, regex.Match("a", budget));
   EXPECT_TRUE(first);
   EXPECT_TRUE(budget.IsSpent());
-  EXPECT_THAT(regex.Match("a", budget), AllOf(HasReason(Reason::kMalformedConfig),
-                                              HasMessage(HasSubstr("too long"))));
+  EXPECT_THAT(regex.Match("a", budget),
+              AllOf(HasReason(Reason::kMalformedConfig), HasMessage(HasSubstr("too long"))));
 }
 
 TEST(PythonRegexTest, SizesAreBounded) {
