@@ -63,8 +63,9 @@ def generate_stubs(folder):
     """Python stubs from proto/, as any client would make them."""
     protos = sorted(str(p.relative_to(REPOSITORY / "proto"))
                     for p in (REPOSITORY / "proto").rglob("*.proto"))
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{REPOSITORY / 'proto'}",
-                    f"--python_out={folder}", f"--grpc_python_out={folder}", *protos], check=True)
+    subprocess.run(["protoc", f"-I{REPOSITORY / 'proto'}", f"--python_out={folder}",
+                    f"--grpc_out={folder}",
+                    "--plugin=protoc-gen-grpc=/usr/bin/grpc_python_plugin", *protos], check=True)
     sys.path.insert(0, folder)
     return [importlib.import_module(f"adapterd.v1.{name}")
             for name in ("tensor_pb2", "adapter_pb2", "adapter_service_pb2",

@@ -17,22 +17,54 @@ constexpr uint32_t kInfinity = 0x7f800000u;
 // Elements that are computed in registers before anything is written, so that what the fast way
 // cannot do can still be done the slow way. Few enough that F32 sums of squares stay precise.
 constexpr int64_t kBatch = 512;
+constexpr int kLanes = 32;  // enough for two vectors of the widest kind in flight
 // Squares of magnitudes between these neither vanish nor overflow in F32.
 constexpr uint32_t kSmallest = 0x26800000u;  // 2^-50
 constexpr uint32_t kLargest = 0x59800000u;   // 2^52
 
 template <DType kType>
-using BitsOfType = std::conditional_t<kType == DType::kF32, uint32_t, uint16_t>;
+using BitsOf = std::conditional_t<kType == DType::kF32, uint32_t, uint16_t>;
+
+// The conversions of core/tensor once more, without branches or calls: loops that contain them turn
+// into vector code.
 
 template <DType kType>
-float Widen(BitsOfType<kType> bits) {
-  if constexpr (kType == DType::kF32) return std::bit_cast<float>(bits);
-  if constexpr (kType == DType::kBF16) return BF16ToF32(bits);
-  if constexpr (kType == DType::kF16) return F16ToF32(bits);
+[[gnu::always_inline]] inline float Widen(BitsOf<kType> bits) {
+  const uint32_t wide = bits;
+  if constexpr (kType == DType::kF32) {
+    return std::bit_cast<float>(wide);
+  } else if constexpr (kType == DType::kBF16) {
+    return std::bit_cast<float>(wide << 16);
+  } else {
+    // The bits read as binary32 are too small by 2^112; infinities and NaN then lack exponent bits.
+    const uint32_t magnitude = (wide & 0x7fffu) << 13;
+    const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
+    const uint32_t special = magnitude >= 0x0f800000u ? kInfinity : 0u;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | special | (wide & 0x8000u) << 16);
+  }
+}
+
+// Of finite values; magnitudes beyond the type's range give infinity.
+template <DType kType>
+[[gnu::always_inline]] inline BitsOf<kType> NarrowFinite(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if constexpr (kType == DType::kF32) {
+    return bits;
+  } else if constexpr (kType == DType::kBF16) {
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  } else {
+    const uint32_t magnitude = bits & kMagnitude;
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;  // see F32ToF16
+    const uint32_t subnormal = std::bit_cast<uint32_t>(shifted) - 0x3f000000u;
+    const uint32_t rounded = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const uint32_t normal = magnitude >= 0x477ff000u ? 0x7c00u : rounded;
+    const uint32_t narrow = magnitude < 0x38800000u ? subnormal : normal;
+    return static_cast<uint16_t>(narrow | ((bits >> 16) & 0x8000u));
+  }
 }
 
 template <DType kType>
-BitsOfType<kType> Narrow(float value) {
+BitsOf<kType> Narrow(float value) {
   if constexpr (kType == DType::kF32) return std::bit_cast<uint32_t>(value);
   if constexpr (kType == DType::kBF16) return F32ToBF16(value);
   if constexpr (kType == DType::kF16) return F32ToF16(value);
@@ -42,7 +74,7 @@ BitsOfType<kType> Narrow(float value) {
 template <DType kType>
 RoundingStats AddRoundedScalar(const std::byte* weight, const float* delta, std::byte* merged,
                                int64_t count) {
-  using Bits = BitsOfType<kType>;
+  using Bits = BitsOf<kType>;
   RoundingStats stats;
   for (int64_t i = 0; i < count; ++i) {
     Bits bits;
@@ -67,171 +99,81 @@ RoundingStats AddRoundedScalar(const std::byte* weight, const float* delta, std:
   return stats;
 }
 
-// The same with vectors of kLanes elements, for finite values of ordinary size. The vector types are
-// those of GCC and clang; the functions below compile this once for each instruction set.
-template <int kLanes>
-struct Lanes {
-  typedef float Float __attribute__((vector_size(4 * kLanes)));
-  typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
-  typedef uint32_t Word __attribute__((vector_size(4 * kLanes)));
-  typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
-};
-
-// Sums over a batch, one per lane.
-template <int kLanes>
+// Sums over a batch, one per lane, because sums of floats must keep their order. Magnitudes order as
+// their bits do, with NaN above all.
 struct BatchSums {
-  typename Lanes<kLanes>::Float squared_deltas = {};
-  typename Lanes<kLanes>::Float squared_errors = {};
-  typename Lanes<kLanes>::Word max_delta = {};
-  typename Lanes<kLanes>::Word max_error = {};
-  typename Lanes<kLanes>::Int zeroed = {};
+  float squared_deltas[kLanes] = {};
+  float squared_errors[kLanes] = {};
+  uint32_t max_delta[kLanes] = {};
+  uint32_t max_error[kLanes] = {};
+  int32_t zeroed[kLanes] = {};
 };
 
-// Vectors go in and out by reference: as values they would need registers that the baseline lacks.
-
-template <int kLanes>
-[[gnu::always_inline]] inline void KeepMax(const typename Lanes<kLanes>::Float& value,
-                                           typename Lanes<kLanes>::Word& max) {
-  // Magnitudes order as their bits do, and NaN is above all.
-  using Word = typename Lanes<kLanes>::Word;
-  const Word bits = __builtin_bit_cast(Word, value) & kMagnitude;
-  max = bits > max ? bits : max;
-}
-
-template <DType kType, int kLanes>
-[[gnu::always_inline]] inline void WidenLanes(const typename Lanes<kLanes>::Word& bits,
-                                              typename Lanes<kLanes>::Float& value) {
-  using Word = typename Lanes<kLanes>::Word;
-  using Float = typename Lanes<kLanes>::Float;
-  if constexpr (kType == DType::kF32) {
-    value = __builtin_bit_cast(Float, bits);
-  } else if constexpr (kType == DType::kBF16) {
-    const Word wide = bits << 16;
-    value = __builtin_bit_cast(Float, wide);
-  } else {
-    // The bits read as a float are too small by 2^112; infinities and NaN then lack exponent bits.
-    const Word magnitude = (bits & 0x7fffu) << 13;
-    const Float scaled = __builtin_bit_cast(Float, magnitude) * 0x1p112f;
-    const Word special = magnitude >= 0x0f800000u ? Word{} + kInfinity : Word{};
-    const Word wide = __builtin_bit_cast(Word, scaled) | ((bits & 0x8000u) << 16) | special;
-    value = __builtin_bit_cast(Float, wide);
+// kLanes finite elements of ordinary size, in registers.
+template <DType kType>
+[[gnu::always_inline]] inline void AddLanes(const std::byte* __restrict weight,
+                                            const float* __restrict delta,
+                                            std::byte* __restrict merged,
+                                            BatchSums& __restrict sums) {
+  using Bits = BitsOf<kType>;
+  for (int i = 0; i < kLanes; ++i) {
+    Bits bits;
+    std::memcpy(&bits, weight + i * sizeof(Bits), sizeof(Bits));
+    const float w = Widen<kType>(bits);
+    const float d = delta[i];
+    const float added_up = w + d;
+    const float sum = d == 0 ? w : added_up;  // not -0 + 0, which is 0
+    const Bits result_bits = NarrowFinite<kType>(sum);
+    std::memcpy(merged + i * sizeof(Bits), &result_bits, sizeof(Bits));
+    const float result = Widen<kType>(result_bits);
+    // Knuth's TwoSum: what the addition lost, exactly. Then what the rounding lost, exactly. Infinite
+    // or NaN when the result is.
+    const float added = sum - w;
+    const float lost = (w - (sum - added)) + (d - added);
+    const float error = lost + (sum - result);
+    sums.squared_deltas[i] += d * d;
+    sums.squared_errors[i] += error * error;
+    sums.max_delta[i] = std::max(sums.max_delta[i], std::bit_cast<uint32_t>(d) & kMagnitude);
+    sums.max_error[i] = std::max(sums.max_error[i], std::bit_cast<uint32_t>(error) & kMagnitude);
+    sums.zeroed[i] += static_cast<int32_t>(result_bits == bits) & static_cast<int32_t>(d != 0);
   }
-}
-
-// Rounds finite values to bits of kType; magnitudes beyond its range give infinity.
-template <DType kType, int kLanes>
-[[gnu::always_inline]] inline void NarrowLanes(const typename Lanes<kLanes>::Float& value,
-                                               typename Lanes<kLanes>::Word& narrow) {
-  using Word = typename Lanes<kLanes>::Word;
-  using Float = typename Lanes<kLanes>::Float;
-  const Word bits = __builtin_bit_cast(Word, value);
-  if constexpr (kType == DType::kF32) {
-    narrow = bits;
-  } else if constexpr (kType == DType::kBF16) {
-    narrow = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  } else {  // as F32ToF16, with both ways computed
-    const Word magnitude = bits & kMagnitude;
-    const Float shifted = __builtin_bit_cast(Float, magnitude) + 0.5f;
-    const Word subnormal = __builtin_bit_cast(Word, shifted) - 0x3f000000u;
-    const Word rounded = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    const Word normal = magnitude >= 0x477ff000u ? Word{} + 0x7c00u : rounded;
-    narrow = (magnitude < 0x38800000u ? subnormal : normal) | ((bits >> 16) & 0x8000u);
-  }
-}
-
-template <DType kType, int kLanes>
-[[gnu::always_inline]] inline void LoadLanes(const std::byte* from,
-                                             typename Lanes<kLanes>::Word& bits) {
-  if constexpr (kType == DType::kF32) {
-    std::memcpy(&bits, from, sizeof(bits));
-  } else {
-    typename Lanes<kLanes>::Half half;
-    std::memcpy(&half, from, sizeof(half));
-    bits = __builtin_convertvector(half, typename Lanes<kLanes>::Word);
-  }
-}
-
-template <DType kType, int kLanes>
-[[gnu::always_inline]] inline void StoreLanes(const typename Lanes<kLanes>::Word& bits,
-                                              std::byte* to) {
-  if constexpr (kType == DType::kF32) {
-    std::memcpy(to, &bits, sizeof(bits));
-  } else {
-    const auto half = __builtin_convertvector(bits, typename Lanes<kLanes>::Half);
-    std::memcpy(to, &half, sizeof(half));
-  }
-}
-
-template <DType kType, int kLanes>
-[[gnu::always_inline]] inline void AddLanes(const std::byte* weight, const float* delta,
-                                            std::byte* merged, BatchSums<kLanes>& sums) {
-  using Float = typename Lanes<kLanes>::Float;
-  using Word = typename Lanes<kLanes>::Word;
-  Word weight_bits, result_bits;
-  Float w, d, result;
-  LoadLanes<kType, kLanes>(weight, weight_bits);
-  WidenLanes<kType, kLanes>(weight_bits, w);
-  std::memcpy(&d, delta, sizeof(d));
-  const auto is_zero = d == 0.0f;
-  const Float sum = is_zero ? w : w + d;
-  NarrowLanes<kType, kLanes>(sum, result_bits);
-  StoreLanes<kType, kLanes>(result_bits, merged);
-  WidenLanes<kType, kLanes>(result_bits, result);
-  // Knuth's TwoSum: what the addition lost, exactly. Then what the rounding lost, exactly. Infinite
-  // or NaN when the result is.
-  const Float added = sum - w;
-  const Float lost = (w - (sum - added)) + (d - added);
-  const Float error = lost + (sum - result);
-  sums.squared_deltas += d * d;
-  sums.squared_errors += error * error;
-  KeepMax<kLanes>(d, sums.max_delta);
-  KeepMax<kLanes>(error, sums.max_error);
-  sums.zeroed -= (result_bits == weight_bits) & ~is_zero;
-}
-
-template <typename Vector, typename Fold>
-auto FoldLanes(const Vector& vector, Fold fold) {
-  auto folded = vector[0];
-  for (size_t i = 1; i < sizeof(vector) / sizeof(vector[0]); ++i) folded = fold(folded, vector[i]);
-  return folded;
 }
 
 bool IsOrdinary(uint32_t max) { return max == 0 || (max >= kSmallest && max <= kLargest); }
 
 // False, with `stats` as they were, when the sums show a value that the fast way cannot do.
-template <int kLanes>
-[[gnu::always_inline]] inline bool AddBatch(const BatchSums<kLanes>& sums, RoundingStats& stats) {
-  const auto larger = [](uint32_t a, uint32_t b) { return std::max(a, b); };
-  const auto plus = [](auto a, auto b) { return a + b; };
-  const uint32_t max_delta = FoldLanes(sums.max_delta, larger);
-  const uint32_t max_error = FoldLanes(sums.max_error, larger);
+bool AddBatch(const BatchSums& sums, RoundingStats& stats) {
+  const uint32_t max_delta = *std::max_element(sums.max_delta, sums.max_delta + kLanes);
+  const uint32_t max_error = *std::max_element(sums.max_error, sums.max_error + kLanes);
   if (!IsOrdinary(max_delta) || !IsOrdinary(max_error)) return false;
   stats.max_abs_delta = std::max(stats.max_abs_delta, std::bit_cast<float>(max_delta));
   stats.max_abs_error = std::max(stats.max_abs_error, std::bit_cast<float>(max_error));
-  stats.sum_squared_deltas += FoldLanes(sums.squared_deltas, plus);
-  stats.sum_squared_errors += FoldLanes(sums.squared_errors, plus);
-  stats.zeroed += FoldLanes(sums.zeroed, plus);
+  for (int i = 0; i < kLanes; ++i) {
+    stats.sum_squared_deltas += sums.squared_deltas[i];
+    stats.sum_squared_errors += sums.squared_errors[i];
+    stats.zeroed += sums.zeroed[i];
+  }
   return true;
 }
 
-template <DType kType, int kLanes>
+template <DType kType>
 [[gnu::always_inline]] inline RoundingStats AddRoundedLanes(const std::byte* weight,
                                                             const float* delta, std::byte* merged,
                                                             int64_t count) {
-  constexpr int64_t kBytes = sizeof(BitsOfType<kType>);
+  constexpr int64_t kBytes = sizeof(BitsOf<kType>);
   RoundingStats stats;
   for (int64_t first = 0; first < count; first += kBatch) {
     const std::byte* from = weight + first * kBytes;
     std::byte* to = merged + first * kBytes;
     const int64_t batch = std::min(kBatch, count - first);
     const int64_t whole = batch / kLanes * kLanes;
-    std::byte results[kBatch * kBytes];
-    BatchSums<kLanes> sums;
+    alignas(64) std::byte results[kBatch * kBytes];
+    BatchSums sums;
     for (int64_t i = 0; i < whole; i += kLanes) {
-      AddLanes<kType, kLanes>(from + i * kBytes, delta + first + i, results + i * kBytes, sums);
+      AddLanes<kType>(from + i * kBytes, delta + first + i, results + i * kBytes, sums);
     }
     int64_t done = 0;
-    if (AddBatch<kLanes>(sums, stats)) {
+    if (AddBatch(sums, stats)) {
       std::memcpy(to, results, whole * kBytes);
       done = whole;
     }
@@ -244,35 +186,34 @@ template <DType kType, int kLanes>
 
 using AddFunction = RoundingStats (*)(DType, const std::byte*, const float*, std::byte*, int64_t);
 
-template <int kLanes>
 [[gnu::always_inline]] inline RoundingStats AddOfType(DType dtype, const std::byte* weight,
                                                       const float* delta, std::byte* merged,
                                                       int64_t count) {
   switch (dtype) {
     case DType::kBF16:
-      return AddRoundedLanes<DType::kBF16, kLanes>(weight, delta, merged, count);
+      return AddRoundedLanes<DType::kBF16>(weight, delta, merged, count);
     case DType::kF16:
-      return AddRoundedLanes<DType::kF16, kLanes>(weight, delta, merged, count);
+      return AddRoundedLanes<DType::kF16>(weight, delta, merged, count);
     default:
-      return AddRoundedLanes<DType::kF32, kLanes>(weight, delta, merged, count);
+      return AddRoundedLanes<DType::kF32>(weight, delta, merged, count);
   }
 }
 
 RoundingStats AddPortable(DType dtype, const std::byte* weight, const float* delta,
                           std::byte* merged, int64_t count) {
-  return AddOfType<4>(dtype, weight, delta, merged, count);
+  return AddOfType(dtype, weight, delta, merged, count);
 }
 
 #if defined(__x86_64__)
 [[gnu::target("avx2,fma")]] RoundingStats AddAvx2(DType dtype, const std::byte* weight,
                                                   const float* delta, std::byte* merged,
                                                   int64_t count) {
-  return AddOfType<8>(dtype, weight, delta, merged, count);
+  return AddOfType(dtype, weight, delta, merged, count);
 }
 
 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,fma")]] RoundingStats AddAvx512(
     DType dtype, const std::byte* weight, const float* delta, std::byte* merged, int64_t count) {
-  return AddOfType<16>(dtype, weight, delta, merged, count);
+  return AddOfType(dtype, weight, delta, merged, count);
 }
 #endif
 
