@@ -25,6 +25,17 @@ constexpr uint32_t kLargest = 0x59800000u;   // 2^52
 template <DType kType>
 using BitsOf = std::conditional_t<kType == DType::kF32, uint32_t, uint16_t>;
 
+// A conditional whose sides are always computed: compilers turn ?: into branches again when a side
+// is floating-point, which might trap.
+[[gnu::always_inline]] inline uint32_t Select(bool condition, uint32_t yes, uint32_t no) {
+  const uint32_t mask = -static_cast<uint32_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+[[gnu::always_inline]] inline float Select(bool condition, float yes, float no) {
+  return std::bit_cast<float>(
+      Select(condition, std::bit_cast<uint32_t>(yes), std::bit_cast<uint32_t>(no)));
+}
+
 // The conversions of core/tensor once more, without branches or calls: loops that contain them turn
 // into vector code.
 
@@ -39,7 +50,7 @@ template <DType kType>
     // The bits read as binary32 are too small by 2^112; infinities and NaN then lack exponent bits.
     const uint32_t magnitude = (wide & 0x7fffu) << 13;
     const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
-    const uint32_t special = magnitude >= 0x0f800000u ? kInfinity : 0u;
+    const uint32_t special = Select(magnitude >= 0x0f800000u, kInfinity, 0u);
     return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | special | (wide & 0x8000u) << 16);
   }
 }
@@ -57,8 +68,8 @@ template <DType kType>
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;  // see F32ToF16
     const uint32_t subnormal = std::bit_cast<uint32_t>(shifted) - 0x3f000000u;
     const uint32_t rounded = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    const uint32_t normal = magnitude >= 0x477ff000u ? 0x7c00u : rounded;
-    const uint32_t narrow = magnitude < 0x38800000u ? subnormal : normal;
+    const uint32_t normal = Select(magnitude >= 0x477ff000u, 0x7c00u, rounded);
+    const uint32_t narrow = Select(magnitude < 0x38800000u, subnormal, normal);
     return static_cast<uint16_t>(narrow | ((bits >> 16) & 0x8000u));
   }
 }
@@ -116,15 +127,16 @@ template <DType kType>
                                             std::byte* __restrict merged,
                                             BatchSums& __restrict sums) {
   using Bits = BitsOf<kType>;
+  typedef Bits Unaligned __attribute__((aligned(1), may_alias));
+  const auto* from = reinterpret_cast<const Unaligned*>(weight);
+  auto* to = reinterpret_cast<Unaligned*>(merged);
   for (int i = 0; i < kLanes; ++i) {
-    Bits bits;
-    std::memcpy(&bits, weight + i * sizeof(Bits), sizeof(Bits));
+    const Bits bits = from[i];
     const float w = Widen<kType>(bits);
     const float d = delta[i];
-    const float added_up = w + d;
-    const float sum = d == 0 ? w : added_up;  // not -0 + 0, which is 0
+    const float sum = Select(d == 0, w, w + d);  // -0 + 0 would be 0
     const Bits result_bits = NarrowFinite<kType>(sum);
-    std::memcpy(merged + i * sizeof(Bits), &result_bits, sizeof(Bits));
+    to[i] = result_bits;
     const float result = Widen<kType>(result_bits);
     // Knuth's TwoSum: what the addition lost, exactly. Then what the rounding lost, exactly. Infinite
     // or NaN when the result is.
