@@ -11,7 +11,7 @@ constexpr char kTypePrefix[] = "type.googleapis.com/google.rpc.";
 constexpr int64_t kRetryDelayMs = 200;
 
 void AddDetail(const std::string& type, const google::protobuf::Message& detail,
-               rpc::Status& status) {
+               google::rpc::Status& status) {
   google::protobuf::Any* any = status.add_details();
   any->set_type_url(kTypePrefix + type);
   detail.SerializeToString(any->mutable_value());
@@ -58,7 +58,7 @@ std::string ClampUtf8(std::string text, size_t max_bytes) {
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   const ErrorDetails details = GetErrorDetails(status);
-  rpc::ErrorInfo info;
+  google::rpc::ErrorInfo info;
   info.set_reason(std::string(ReasonName(details.reason)));
   info.set_domain(kDomain);
   const std::string message = ClampUtf8(std::string(status.message()), kMaxErrorMessageBytes);
@@ -69,12 +69,12 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     budget -= key.size() + clamped.size() + 16;
     (*info.mutable_metadata())[key] = std::move(clamped);
   }
-  rpc::Status proto;
+  google::rpc::Status proto;
   proto.set_code(static_cast<int>(status.code()));
   proto.set_message(message);
   AddDetail("ErrorInfo", info, proto);
   if (details.reason == Reason::kOverloaded || details.reason == Reason::kDraining) {
-    rpc::RetryInfo retry;
+    google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_nanos(kRetryDelayMs * 1'000'000);
     AddDetail("RetryInfo", retry, proto);
   }

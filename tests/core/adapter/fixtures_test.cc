@@ -33,6 +33,7 @@ struct Loaded {
   // alpha and scale, or per module when they differ (longest suffix that matches counts)
   std::map<std::string, std::pair<double, double>> scaling;
   std::string method = "lora";
+  bool conv1d = false;  // base weights, and so the expected deltas, are [in, out]
 };
 
 struct Outcome {
@@ -74,7 +75,7 @@ const std::map<std::string, Outcome>& Table() {
       {"peft/cases/bad-zero-rank", Refuse(kMalformed, "r")},
       {"peft/cases/bert-seq-cls", Refuse(kUnsupported, "modules_to_save")},
       {"peft/cases/conv2d", Refuse(kUnsupported, "base_model.model.conv.lora_A.weight")},
-      {"peft/cases/gpt2-conv1d", Load(6, {8}, 16, 2)},
+      {"peft/cases/gpt2-conv1d", {{}, Loaded{6, {8}, {{"", {16, 2}}}, "lora", /*conv1d=*/true}}},
       {"peft/cases/ia3", Refuse(kUnsupported, "peft_type")},
       {"peft/cases/llama-all-linear", Load(14, {4}, 8, 2)},
       {"peft/cases/llama-alora", Refuse(kUnsupported, "alora_invocation_tokens")},
@@ -211,9 +212,9 @@ double Epsilon(DType dtype) {
 
 // PEFT computes scale * (B A) in F32 and rounds it to the dtype of the factors: a sum of `rank`
 // products and two roundings more, each of at most half a unit.
-void ExpectDelta(const Doubles& a, const Doubles& b, double scale, const Doubles& delta) {
+void ExpectDelta(const Doubles& a, const Doubles& b, double scale, const Doubles& delta,
+                 bool transposed) {
   const int64_t rank = a.shape[0];
-  const bool transposed = delta.shape[0] != b.shape[0] || delta.shape[1] != a.shape[1];
   for (int64_t out = 0; out < b.shape[0]; ++out) {
     for (int64_t in = 0; in < a.shape[1]; ++in) {
       double sum = 0;
@@ -233,50 +234,51 @@ void ExpectDelta(const Doubles& a, const Doubles& b, double scale, const Doubles
   }
 }
 
-// The same for outputs: y - y_base = scale * (x A^T) B^T, where y went through a sum over `in`.
+// The same for outputs: y - y_base = scale * (x A^T) B^T. Sums over `in` in F32; the low-rank rows,
+// the delta, the base output and the result are each rounded to the dtype of the layer.
 void ExpectOutput(const Doubles& a, const Doubles& b, double scale, const Doubles& x,
                   const Doubles& y_base, const Doubles& y) {
   const int64_t in = a.shape[1];
   const int64_t out = b.shape[0];
-  const auto rows = static_cast<int64_t>(x.values.size()) / in;
-  for (int64_t row = 0; row < rows; ++row) {
+  const double epsilon = static_cast<double>(in) * 0x1p-24 + 4 * Epsilon(y.dtype);
+  for (int64_t row = 0; row < static_cast<int64_t>(x.values.size()) / in; ++row) {
     for (int64_t o = 0; o < out; ++o) {
       double sum = 0;
       double magnitude = 0;
       for (int64_t k = 0; k < a.shape[0]; ++k) {
-        double h = 0;
-        for (int64_t i = 0; i < in; ++i) h += x.values[row * in + i] * a.at(k, i);
-        sum += b.at(o, k) * h;
-        magnitude += std::abs(b.at(o, k) * h);
+        for (int64_t i = 0; i < in; ++i) {
+          const double product = b.at(o, k) * a.at(k, i) * x.values[row * in + i];
+          sum += product;
+          magnitude += std::abs(product);
+        }
       }
       const double base = y_base.values[row * out + o];
       const double with = y.values[row * out + o];
-      const double scaled = std::abs(scale) * magnitude + std::abs(base) + std::abs(with) + 1;
-      ASSERT_NEAR(with - base, scale * sum, static_cast<double>(in) * 0x1p-24 * 4 * scaled);
+      const double tolerance =
+          epsilon * (std::abs(scale) * magnitude + std::abs(base) + std::abs(with));
+      ASSERT_NEAR(with - base, scale * sum, tolerance) << "at " << row << ", " << o;
     }
   }
 }
 
-int CheckNumbers(const std::string& folder, const Adapter& adapter) {
+// The number of modules that were compared: all of which expected.safetensors holds the output.
+int CheckNumbers(const std::string& folder, const Adapter& adapter, bool conv1d) {
   const auto expected = ReadExpected(folder);
   int checked = 0;
   for (size_t i = 0; i < adapter.manifest().modules.size(); ++i) {
     const ModuleInfo& module = adapter.manifest().modules[i];
-    const Tensor& a = adapter.factors(i).lora_a;
-    const Tensor& b = adapter.factors(i).lora_b;
-    const Doubles wide_a = Widen(a.dtype(), a.shape(), a.bytes());
-    const Doubles wide_b = Widen(b.dtype(), b.shape(), b.bytes());
-    SCOPED_TRACE(module.path);
-    const auto delta = expected.find(module.path + "|delta_weight");
     const auto y = expected.find(module.path + "|y");
-    if (delta != expected.end()) {
-      ExpectDelta(wide_a, wide_b, module.scale, delta->second);
-      ++checked;
-    } else if (y != expected.end()) {
-      ExpectOutput(wide_a, wide_b, module.scale, expected.at(module.path + "|x"),
-                   expected.at(module.path + "|y_base"), y->second);
-      ++checked;
-    }
+    if (y == expected.end()) continue;
+    SCOPED_TRACE(module.path);
+    const Tensor& lora_a = adapter.factors(i).lora_a;
+    const Tensor& lora_b = adapter.factors(i).lora_b;
+    const Doubles a = Widen(lora_a.dtype(), lora_a.shape(), lora_a.bytes());
+    const Doubles b = Widen(lora_b.dtype(), lora_b.shape(), lora_b.bytes());
+    ExpectOutput(a, b, module.scale, expected.at(module.path + "|x"),
+                 expected.at(module.path + "|y_base"), y->second);
+    const auto delta = expected.find(module.path + "|delta_weight");
+    if (delta != expected.end()) ExpectDelta(a, b, module.scale, delta->second, conv1d);
+    ++checked;
   }
   int wanted = 0;
   for (const auto& [name, tensor] : expected) wanted += name.ends_with("|y") ? 1 : 0;
@@ -336,7 +338,7 @@ TEST_P(FixtureTest, HasTheExpectedOutcome) {
   }
   ASSERT_THAT(adapter, IsOk());
   ExpectManifest((*adapter)->manifest(), *outcome.loaded);
-  const int checked = CheckNumbers(folder, **adapter);
+  const int checked = CheckNumbers(folder, **adapter, outcome.loaded->conv1d);
   ASSERT_OK_AND_ASSIGN(const ContentDigest digest, reader->Digest({}, problems));
   EXPECT_EQ(digest, (*adapter)->digest());
   std::cout << fmt::format("{}: {} modules, ranks {}, {} against the tool's numbers\n", folder,

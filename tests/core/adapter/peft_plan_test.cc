@@ -398,6 +398,7 @@ TEST(PeftPlanTest, RanksOfALaterPatternAreTakenFromTheTensors) {
 TEST(PeftPlanTest, AlphasThatHangOnALostOrderAreRefused) {
   AdapterFolder folder;
   folder.AddPair("l.0.q_proj", 2).AddPair("l.1.q_proj", 2);
+  folder.Config({{"target_modules", R"(["q_proj"])"}});
   folder.Config({{"alpha_pattern", R"({"l.1..*": 8, "q_proj": 16})"}});
   const auto reader = folder.WriteAndOpen();
   ASSERT_THAT(reader, NotNull());

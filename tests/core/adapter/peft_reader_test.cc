@@ -112,18 +112,22 @@ TEST(PeftReaderTest, NonFiniteElementsAreAllNamed) {
 }
 
 TEST(PeftReaderTest, NonFiniteHalvesAreSeenInTheirOwnFormat) {
-  for (const auto& [dtype, bits, finite] :
-       std::vector<std::tuple<DType, std::string, bool>>{{DType::kF16, "\x00\x7c", false},
-                                                         {DType::kBF16, "\x00\x7c", true},
-                                                         {DType::kBF16, "\x80\xff", false},
-                                                         {DType::kF16, "\xff\xfb", true}}) {
+  struct Case {
+    DType dtype;
+    uint16_t bits;
+    bool finite;
+  };
+  for (const auto& [dtype, bits, finite] : {Case{DType::kF16, 0x7c00, false},
+                                            {DType::kF16, 0xfbff, true},
+                                            {DType::kBF16, 0x7c00, true},
+                                            {DType::kBF16, 0xff80, false}}) {
     AdapterFolder folder;
-    const std::string one(bits.empty() ? "" : std::string(bits.data(), 2));
-    folder.AddBytes("q_proj.lora_A.weight", {2, 1}, dtype, std::string(2, '\0') + one);
+    const std::string bytes = {0, 0, static_cast<char>(bits & 0xff), static_cast<char>(bits >> 8)};
+    folder.AddBytes("q_proj.lora_A.weight", {2, 1}, dtype, bytes);
     folder.Add("q_proj.lora_B.weight", {3, 2});
     const auto reader = folder.WriteAndOpen();
     ASSERT_THAT(reader, NotNull());
-    EXPECT_EQ(reader->Read({}, folder.problems()).ok(), finite) << DTypeName(dtype);
+    EXPECT_EQ(reader->Read({}, folder.problems()).ok(), finite) << DTypeName(dtype) << bits;
   }
 }
 
