@@ -175,8 +175,7 @@ grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerCont
       response->set_freed_bytes(result->freed_bytes);
       response->set_freed(result->freed);
     } else if (allow_missing && GetErrorDetails(status).reason == Reason::kAdapterNotFound) {
-      response->set_freed(true);
-      status = absl::OkStatus();
+      status = absl::OkStatus();  // nothing was freed
     }
     call->Answer(status, response);
   });

@@ -130,6 +130,7 @@ void RpcCall::Log(const absl::Status& status, absl::Duration duration, int64_t r
 void RpcCall::WhenCancelled(absl::AnyInvocable<void()> callback) {
   {
     absl::MutexLock lock(&mutex_);
+    if (done_) return;
     if (!cancelled_) {
       on_cancel_ = std::move(callback);
       return;
@@ -153,6 +154,7 @@ void RpcCall::OnDone() {
   absl::AnyInvocable<void()> callback;
   {
     absl::MutexLock lock(&mutex_);
+    done_ = true;
     callback = std::move(on_cancel_);  // may hold shares of this call
   }
   callback = nullptr;

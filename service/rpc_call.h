@@ -57,7 +57,8 @@ class RpcCall final : public grpc::ServerUnaryReactor,
   // MEMORY_BUDGET_EXCEEDED, anything else INTERNAL. REQUIRES: nobody has claimed the call.
   void Run(const google::protobuf::Message& response, absl::AnyInvocable<absl::Status()> work);
 
-  // Runs `callback` when the client goes away or the deadline passes; at once if that was before.
+  // Runs `callback` when the client goes away or the deadline passes; at once if that was before,
+  // never once the call is over.
   void WhenCancelled(absl::AnyInvocable<void()> callback) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Cancellation& cancellation() const { return cancellation_; }
@@ -86,6 +87,7 @@ class RpcCall final : public grpc::ServerUnaryReactor,
 
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
   absl::AnyInvocable<void()> on_cancel_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -77,20 +77,22 @@ v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels
 
 }  // namespace
 
-// Members are destroyed from the last to the first: the gRPC server before all that its calls use.
+// Members are destroyed from the last to the first: the gRPC server before all that its calls use,
+// and the workers, whose jobs let go of handles and admissions after they have answered, before
+// those.
 class Server::Parts {
  public:
   Parts(const ServerOptions& server_options, std::shared_ptr<const SourceRoots> roots)
       : options(server_options),
         logger(options.log_format, options.log_level),
-        workers("compute", options.threads, PrepareComputeThread),
-        control_pool("control", kControlThreads),
         io_pool("io", kIoThreads),
         registry(MakeRegistryOptions(), kernels, OpenFromRoots(roots),
                  MemoryBudget::Create(options.memory_budget_bytes), io_pool),
         admission(options.max_inflight_bytes, metrics.inflight_bytes()),
         environment{metrics, logger, options.max_message_bytes},
         info(ServerInfo(options, kernels, *roots)),
+        workers("compute", options.threads, PrepareComputeThread),
+        control_pool("control", kControlThreads),
         control_plane{environment, registry, io_pool, control_pool, info, draining},
         data_plane{environment, registry, kernels, workers, admission},
         adapter_service(control_plane),
@@ -107,13 +109,13 @@ class Server::Parts {
   std::atomic<bool> draining{false};
   std::atomic<bool> ready{false};
   Kernels kernels;
-  ThreadPool workers;
-  ThreadPool control_pool;
   ThreadPool io_pool;
   AdapterRegistry registry;
   Admission admission;
   RpcEnvironment environment;
   const v1::GetServerInfoResponse info;
+  ThreadPool workers;
+  ThreadPool control_pool;
   ControlPlane control_plane;
   DataPlane data_plane;
   AdapterService adapter_service;

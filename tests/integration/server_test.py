@@ -1,6 +1,5 @@
 """The program itself: how it starts, refuses to start, tells what it does, and stops."""
 import json
-import re
 import socket
 import subprocess
 import sys
@@ -9,12 +8,12 @@ import unittest
 import grpc
 import numpy as np
 
+from adapters import Q0, delta_of, exact_adapter, write_adapter
+from harness import ServerTest, apply_request, find_tool, until
+from tensors import array, from_proto
 import health_pb2
 import reflection_pb2
-from adapters import Q0, SMALL, delta_of, exact_adapter, write_adapter
-from harness import (BINARY, ServerTest, apply_request, clean_environment, failure_of, find_tool,
-                     until)
-from tensors import array, from_proto
+from adapterd.v1 import adapter_service_pb2
 
 SERVICES = ["adapterd.v1.AdapterService", "adapterd.v1.MergeService",
             "adapterd.v1.ProjectionService"]
@@ -232,9 +231,8 @@ class ServingTest(ServerTest):
 
     def test_json_log_lines_carry_the_request_id_that_the_caller_gets(self):
         server = self.start("--log-format=json")
-        reply, call = server.client.adapters.ListAdapters.with_call(
-            __import__("adapterd.v1.adapter_service_pb2", fromlist=["_"]).ListAdaptersRequest(),
-            metadata=[("x-request-id", "my-request")])
+        _, call = server.client.adapters.ListAdapters.with_call(
+            adapter_service_pb2.ListAdaptersRequest(), metadata=[("x-request-id", "my-request")])
         self.assertIn(("x-request-id", "my-request"), call.trailing_metadata())
         with self.assertRaises(grpc.RpcError) as caught:
             server.client.get("other\n")
