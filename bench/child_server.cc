@@ -9,7 +9,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -33,6 +36,8 @@ constexpr int kExecFailed = 127;
   const int error = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   if (error >= 0) dup2(error, STDERR_FILENO);
   execv(arguments[0], arguments);
+  constexpr std::string_view kMessage = "cannot be executed";
+  (void)!write(STDERR_FILENO, kMessage.data(), kMessage.size());
   _exit(kExecFailed);
 }
 
@@ -57,13 +62,19 @@ bool ReadMore(int file, absl::Time deadline, std::string& text) {
   return count > 0;
 }
 
-absl::StatusOr<std::string> WaitForAddress(int file, const std::string& what) {
+std::string ContentOf(const std::string& path) {
+  std::ifstream stream(path);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+absl::StatusOr<std::string> WaitForAddress(int file, const std::string& what,
+                                           const std::string& log) {
   const absl::Time deadline = absl::Now() + kStartTimeout;
   std::string output;
   do {
     if (std::optional<std::string> address = FindAddress(output)) return *std::move(address);
   } while (ReadMore(file, deadline, output));
-  return absl::UnavailableError(fmt::format("{} did not start; it said \"{}\"", what, output));
+  return absl::UnavailableError(fmt::format("{} did not start: {}", what, ContentOf(log)));
 }
 
 }  // namespace
@@ -83,7 +94,7 @@ absl::StatusOr<std::unique_ptr<ChildServer>> ChildServer::Start(std::vector<std:
     return absl::ErrnoToStatus(errno, "fork");
   }
   std::unique_ptr<ChildServer> server(new ChildServer(pid, ends[0]));
-  ASSIGN_OR_RETURN(server->address_, WaitForAddress(ends[0], command[0]));
+  ASSIGN_OR_RETURN(server->address_, WaitForAddress(ends[0], command[0], log));
   return server;
 }
 

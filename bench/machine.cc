@@ -42,9 +42,9 @@ int UsableCores() { return std::max(1, static_cast<int>(std::thread::hardware_co
 
 std::string DescribeMachine() {
   return fmt::format(
-      "{}, {} cores, {}, oneDNN {}, adapterd {}, gcc-compatible {}, {}, load average {:.1f}",
-      CpuModel(), UsableCores(), Kernels().isa(), Kernels::OneDnnVersion(), ADAPTERD_VERSION,
-      __VERSION__, kBuild, LoadAverage());
+      "{}, {} cores, {}, oneDNN {}, adapterd {}, compiler {}, {}, load average {:.1f}", CpuModel(),
+      UsableCores(), Kernels().isa(), Kernels::OneDnnVersion(), ADAPTERD_VERSION, __VERSION__,
+      kBuild, LoadAverage());
 }
 
 }  // namespace adapterd::bench

@@ -67,6 +67,7 @@ Timing Summarize(std::vector<double> samples_us) {
   std::sort(samples_us.begin(), samples_us.end());
   Timing timing;
   timing.median_us = Percentile(samples_us, 0.5);
+  timing.best_us = samples_us.front();
   timing.spread = (Percentile(samples_us, 0.75) - Percentile(samples_us, 0.25)) / timing.median_us;
   timing.repetitions = static_cast<int64_t>(samples_us.size());
   if (samples_us.size() >= kMinSamplesForP99) timing.p99_us = Percentile(samples_us, 0.99);

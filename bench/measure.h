@@ -22,6 +22,7 @@ struct Effort {
 // What the samples of one side say.
 struct Timing {
   double median_us = 0;
+  double best_us = 0;            // what is left when nothing else runs
   std::optional<double> p99_us;  // needs a hundred samples to mean anything
   double spread = 0;             // interquartile range over the median
   int64_t repetitions = 0;
@@ -32,6 +33,7 @@ struct Comparison {
   Timing reference;
 
   double ratio() const { return ours.median_us / reference.median_us; }
+  double best_ratio() const { return ours.best_us / reference.best_us; }
   // Of the side that is less sure.
   double spread() const;
   int64_t repetitions() const;

@@ -1,5 +1,6 @@
 #include "bench/peft_folder.h"
 
+#include <cerrno>
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>

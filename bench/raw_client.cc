@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <memory>
 
 #include "bench/echo_server.h"
 
@@ -23,6 +24,14 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
 }  // namespace
 
 RawClient::RawClient(const std::string& address) : stub_(Connect(address)) {}
+
+RawClient::~RawClient() {
+  queue_.Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_.Next(&tag, &ok)) {
+  }
+}
 
 absl::Status RawClient::Apply(const grpc::ByteBuffer& request, size_t reply_bytes,
                               grpc::ByteBuffer& reply) {

@@ -16,6 +16,7 @@ namespace adapterd::bench {
 class RawClient {
  public:
   explicit RawClient(const std::string& address);
+  ~RawClient();
 
   // ApplyProjection of a serialized request. Fails unless the reply has `reply_bytes` bytes; 0
   // accepts any.

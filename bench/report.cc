@@ -11,7 +11,12 @@ namespace adapterd::bench {
 namespace {
 
 constexpr char kColumns[] =
-    "{:<16} {:<22} {:<5} {:>11} {:>11}  {:<30} {:>11} {:>11} {:>8} {:>7} {:>9}\n";
+    "{:<15} {:<18} {:<5} {:>9} {:>9}  {:<29} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
+
+constexpr char kLegend[] =
+    "us: medians in microseconds. ratio: ours over reference, of the medians and of the best "
+    "runs.\n"
+    "runs: of the side that had fewer. spread: interquartile range over median, the larger one.";
 
 // Three digits that mean something, whatever the size.
 std::string Significant(double value) {
@@ -27,7 +32,7 @@ nlohmann::ordered_json OrNull(const std::optional<double>& value) {
 }  // namespace
 
 Report::Report(Format format, std::string machine) : format_(format), machine_(std::move(machine)) {
-  if (format_ == Format::kTable) fmt::print("{}\n", machine_);
+  if (format_ == Format::kTable) fmt::print("{}\n{}\n", machine_, kLegend);
 }
 
 void Report::Begin(const std::string& suite, const std::string& how) {
@@ -35,7 +40,7 @@ void Report::Begin(const std::string& suite, const std::string& how) {
   fmt::print(out, "\n{}: {}\n", suite, how);
   if (format_ == Format::kTable) {
     fmt::print(kColumns, "case", "shape", "dtype", "ours us", "p99 us", "reference", "ref us",
-               "p99 us", "ratio", "runs", "spread %");
+               "p99 us", "ratio", "of best", "runs", "spread %");
   }
   std::fflush(out);
 }
@@ -50,7 +55,8 @@ void Report::PrintTableRow(const Row& row) const {
   const Comparison& c = row.comparison;
   fmt::print(kColumns, row.name, row.shape, row.dtype, Significant(c.ours.median_us),
              OrDash(c.ours.p99_us), row.reference, Significant(c.reference.median_us),
-             OrDash(c.reference.p99_us), fmt::format("{:.3f}", c.ratio()), c.repetitions(),
+             OrDash(c.reference.p99_us), fmt::format("{:.3f}", c.ratio()),
+             fmt::format("{:.3f}", c.best_ratio()), c.repetitions(),
              fmt::format("{:.0f}", 100 * c.spread()));
 }
 
@@ -66,6 +72,8 @@ void Report::PrintJsonRow(const Row& row) const {
                                  {"ratio", c.ratio()},
                                  {"repetitions", c.repetitions()},
                                  {"spread", c.spread()},
+                                 {"ours_best_us", c.ours.best_us},
+                                 {"reference_best_us", c.reference.best_us},
                                  {"ours_p99_us", OrNull(c.ours.p99_us)},
                                  {"reference_p99_us", OrNull(c.reference.p99_us)},
                                  {"bar", OrNull(row.bar)},

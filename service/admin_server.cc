@@ -33,7 +33,8 @@ absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const HostPort& 
   server.set_payload_max_length(kMaxRequestBytes);
   server.set_read_timeout(kTimeoutSeconds);
   server.set_write_timeout(kTimeoutSeconds);
-  server.set_keep_alive_timeout(kTimeoutSeconds);
+  // One request a connection: an idle one would hold a thread, and the shutdown, for seconds.
+  server.set_keep_alive_max_count(1);
   server.Get("/metrics", [pages](const httplib::Request&, httplib::Response& response) {
     response.set_content(pages.metrics(), kMetricsType);
   });

@@ -52,8 +52,10 @@ std::shared_ptr<RpcCall> RpcCall::Start(RpcEnvironment& environment, RpcMetrics&
   call->self_ = call;
   metrics.Started();
   context->AddTrailingMetadata(kRequestIdHeader, call->request_id_);
-  absl::Status size = call->CheckMessageSize("request", call->request_bytes_);
-  if (!size.ok() && call->Claim()) call->Answer(size);
+  absl::Status status = call->CheckMessageSize("request", call->request_bytes_);
+  call->entered_ = environment.open_calls.Enter();
+  if (!call->entered_) status = Error(Reason::kDraining, "the server is shutting down");
+  if (!status.ok() && call->Claim()) call->Answer(status);
   return call;
 }
 
@@ -76,7 +78,10 @@ absl::Status RpcCall::CheckMessageSize(const char* what, int64_t bytes) const {
 
 void RpcCall::Run(const google::protobuf::Message& response,
                   absl::AnyInvocable<absl::Status()> work) {
-  if (Claim()) Answer(GuardedCall(work), &response);
+  if (!Claim()) return;
+  const absl::Status status = GuardedCall(work);
+  work = nullptr;
+  Answer(status, &response);
 }
 
 void RpcCall::Answer(const absl::Status& status, const google::protobuf::Message* response) {
@@ -158,7 +163,10 @@ void RpcCall::OnDone() {
     callback = std::move(on_cancel_);  // may hold shares of this call
   }
   callback = nullptr;
-  self_.reset();
+  RpcEnvironment& environment = environment_;
+  const bool entered = entered_;
+  self_.reset();  // may be the last share
+  if (entered) environment.open_calls.Leave();
 }
 
 }  // namespace adapterd

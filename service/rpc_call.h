@@ -17,6 +17,7 @@
 #include "core/base/cancellation.h"
 #include "service/logger.h"
 #include "service/metrics.h"
+#include "service/open_calls.h"
 
 namespace adapterd {
 
@@ -30,6 +31,7 @@ struct RpcEnvironment {
   Metrics& metrics;
   Logger& logger;
   int64_t max_message_bytes;
+  OpenCalls open_calls = {};
 };
 
 // One call in progress: request id, deadline and cancellation, metrics, log line, status
@@ -40,7 +42,8 @@ struct RpcEnvironment {
 class RpcCall final : public grpc::ServerUnaryReactor,
                       public std::enable_shared_from_this<RpcCall> {
  public:
-  // A request over the size limit is answered at once: see answered().
+  // A request over the size limit, or after open_calls was closed, is answered at once: see
+  // answered().
   static std::shared_ptr<RpcCall> Start(RpcEnvironment& environment, RpcMetrics& metrics,
                                         Plane plane, grpc::CallbackServerContext* context,
                                         const google::protobuf::Message& request);
@@ -54,7 +57,8 @@ class RpcCall final : public grpc::ServerUnaryReactor,
   void Answer(const absl::Status& status, const google::protobuf::Message* response = nullptr);
 
   // Runs `work` and answers with its status. Exceptions become errors: out of memory is
-  // MEMORY_BUDGET_EXCEEDED, anything else INTERNAL. REQUIRES: nobody has claimed the call.
+  // MEMORY_BUDGET_EXCEEDED, anything else INTERNAL. What `work` holds is let go before the answer, so
+  // that a client which has its answer finds the room free. REQUIRES: nobody has claimed the call.
   void Run(const google::protobuf::Message& response, absl::AnyInvocable<absl::Status()> work);
 
   // Runs `callback` when the client goes away or the deadline passes; at once if that was before,
@@ -82,6 +86,7 @@ class RpcCall final : public grpc::ServerUnaryReactor,
   const absl::Time start_ = absl::Now();
   const std::string request_id_;
   Cancellation cancellation_;
+  bool entered_ = false;  // into open_calls; set by Start
   std::atomic<bool> claimed_{false};
   std::shared_ptr<RpcCall> self_;  // gRPC's share
 

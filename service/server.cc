@@ -26,6 +26,9 @@ constexpr int kControlThreads = 1;  // listings are short and never wait
 constexpr int64_t kMessageHeadroom = int64_t{64} << 20;
 // Requests that were on their way when SIGTERM came still find an open door.
 constexpr absl::Duration kDrainNotice = absl::Milliseconds(200);
+// For clients to read what was sent before their connection closes. Idle ones may not even look in
+// that time (gRPC's do so every 5 s), and lose nothing.
+constexpr absl::Duration kCloseTimeout = absl::Seconds(2);
 constexpr int kMaxStreamsPerConnection = 1024;
 
 const char* const kServices[] = {"adapterd.v1.AdapterService", "adapterd.v1.ProjectionService",
@@ -261,9 +264,13 @@ bool Server::Drain() {
   parts_->SetServing(false);
   parts_->logger.Log(LogLevel::kInfo, "draining");
   absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
-  parts_->grpc_server->Shutdown(absl::ToChronoTime(deadline));
+  parts_->environment.open_calls.Close();
+  const bool clean = parts_->environment.open_calls.AwaitNone(deadline);
+  // Not earlier: once told to shut down, gRPC closes a connection with its last call, and the reply
+  // that the client has not read by then is lost. Without calls it waits for the client's word.
+  const absl::Time close = std::min(deadline, absl::Now() + kCloseTimeout);
+  parts_->grpc_server->Shutdown(absl::ToChronoTime(close));
   parts_->grpc_server->Wait();
-  const bool clean = absl::Now() < deadline;
   parts_->logger.Log(clean ? LogLevel::kInfo : LogLevel::kWarning,
                      clean ? "drained" : "drain_timeout");
   return clean;

@@ -26,8 +26,8 @@ class Server {
   // "adapterd ready grpc=HOST:PORT admin=HOST:PORT"
   std::string ReadyLine() const;
 
-  // Turns health and readiness off, lets running requests end within the drain timeout, then cuts
-  // them off. True when none had to be cut.
+  // Turns health and readiness off, refuses new requests, lets running ones end within the drain
+  // timeout, then cuts them off. True when none had to be cut.
   bool Drain();
 
  private:

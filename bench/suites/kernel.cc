@@ -1,7 +1,9 @@
 // ApplyProjection in process.
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
 
 #include "bench/copy.h"
 #include "bench/data.h"
@@ -92,7 +94,7 @@ class Case {
   // Half of the bytes are read and half written, so that it moves as many as the projection must.
   absl::Status AgainstCopy() {
     const int threads = CopyThreads(pool_, copy_bytes_);
-    return Compare(fmt::format("memcpy as many B, {} thread{}", threads, threads > 1 ? "s" : ""),
+    return Compare(fmt::format("memcpy, same bytes, {} thread{}", threads, threads > 1 ? "s" : ""),
                    [this] {
                      return ParallelCopy(pool_, copy_source_.read().data,
                                          copy_destination_.view().data, copy_bytes_);

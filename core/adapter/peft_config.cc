@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "absl/strings/ascii.h"
+#include "core/adapter/config_fields.h"
 #include "core/adapter/config_json.h"
 #include "core/base/error.h"
 #include "core/base/quote.h"
@@ -41,19 +42,26 @@ constexpr std::string_view kInformationalKeys[] = {
     "velora_config",     "monteclora_config", "ensure_weight_tying",
 };
 
-// Reads one config. Every method reports what is wrong and leaves the default in place.
+constexpr std::string_view kUnconverted =
+    "trained against a changed base weight, which the file does not hold: save it again with "
+    "save_pretrained(path_initial_model_for_weight_conversion=...), which makes it a plain LoRA";
+
+// Reads one config. What is wrong is reported and leaves the default in place.
 class ConfigReader {
  public:
   ConfigReader(const Json& json, PeftConfig& config, ProblemList& problems)
-      : json_(json), config_(config), problems_(problems) {}
+      : fields_(json, Printable(config.file), problems), config_(config) {}
 
   void Read() {
-    config_.base_model = String("base_model_name_or_path");
-    config_.task_type = String("task_type");
-    config_.peft_version = String("peft_version");
-    config_.lora_dropout = Dropout();
-    config_.use_rslora = Bool("use_rslora");
-    Bool("fan_in_fan_out");
+    fields_.Find("peft_type");
+    config_.base_model = fields_.String("base_model_name_or_path");
+    config_.task_type = fields_.String("task_type");
+    config_.peft_version = fields_.String("peft_version");
+    config_.use_rslora = fields_.Bool("use_rslora");
+    fields_.Bool("fan_in_fan_out");
+    if (const Json* dropout = fields_.Find("lora_dropout")) {
+      config_.lora_dropout = fields_.Number("lora_dropout", *dropout).value_or(0);
+    }
     ReadScaling();
     ReadTargets();
     ReadLayers();
@@ -62,209 +70,132 @@ class ConfigReader {
   }
 
  private:
-  // Null and absent are the same but for `r`, `lora_alpha`, `peft_type` and the targets.
-  const Json* Find(std::string_view key) {
-    seen_.emplace(key);
-    const auto found = json_.find(key);
-    return found == json_.end() || found->is_null() ? nullptr : &*found;
-  }
-
-  void Refuse(Reason reason, std::string_view key, std::string message, std::string expected = "",
-              std::string actual = "") {
-    Problem problem;
-    problem.reason = reason;
-    problem.file = config_.file;
-    problem.field = Printable(key);
-    problem.message = fmt::format("{}: {}", Printable(config_.file), message);
-    problem.expected = std::move(expected);
-    problem.actual = std::move(actual);
-    problems_.Add(std::move(problem));
-  }
-
-  void Malformed(std::string_view key, std::string_view expected, const Json& value) {
-    Refuse(Reason::kMalformedConfig, key,
-           fmt::format("{} must be {}, found {}", Printable(key), expected, Shown(value)),
-           std::string(expected), Shown(value));
-  }
-
-  void Unsupported(std::string_view key, std::string message) {
+  void Unsupported(std::string_view key, std::string_view message) {
     config_.unsupported_keys.emplace(key);
-    Refuse(Reason::kUnsupportedAdapter, key, std::move(message));
-  }
-
-  std::string String(std::string_view key) {
-    const Json* value = Find(key);
-    if (value == nullptr) return "";
-    if (value->is_string()) return value->get<std::string>();
-    Malformed(key, "a string or null", *value);
-    return "";
-  }
-
-  bool Bool(std::string_view key) {
-    const Json* value = Find(key);
-    if (value == nullptr) return false;
-    if (value->is_boolean()) return value->get<bool>();
-    Malformed(key, "true or false", *value);
-    return false;
-  }
-
-  double Dropout() {
-    const Json* value = Find("lora_dropout");
-    if (value == nullptr) return 0;
-    if (value->is_number()) return value->get<double>();
-    Malformed("lora_dropout", "a number", *value);
-    return 0;
+    fields_.Refuse(Reason::kUnsupportedAdapter, key, message);
   }
 
   std::optional<int64_t> Rank(std::string_view key, const Json& value) {
-    if (value.is_number_integer() && value.get<double>() >= 1 &&
-        value.get<double>() <= static_cast<double>(kMaxRank)) {
-      return value.get<int64_t>();
-    }
-    Malformed(key, fmt::format("a whole number from 1 to {}", kMaxRank), value);
-    return std::nullopt;
+    return fields_.Integer(key, value, 1, kMaxRank);
   }
-
   std::optional<double> Alpha(std::string_view key, const Json& value) {
-    if (value.is_number()) return value.get<double>();
-    Malformed(key, "a number", value);
-    return std::nullopt;
+    return fields_.Number(key, value);
   }
 
   template <typename Number>
-  std::optional<ModulePatterns<Number>> Patterns(
-      std::string_view key,
-      std::optional<Number> (ConfigReader::*read)(std::string_view, const Json&)) {
+  using ReadNumber = std::optional<Number> (ConfigReader::*)(std::string_view, const Json&);
+
+  // nullopt when one of the numbers was refused: which pattern is the first is not known then.
+  template <typename Number>
+  std::optional<ModulePatterns<Number>> Patterns(std::string_view key, ReadNumber<Number> read) {
     ModulePatterns<Number> patterns;
-    const Json* value = Find(key);
+    const Json* value = fields_.Find(key);
     if (value == nullptr) return patterns;
     if (!value->is_object()) {
-      Malformed(key, "an object of numbers", *value);
+      fields_.Malformed(key, "an object of numbers", *value);
       return std::nullopt;
     }
-    bool complete = true;
-    for (const auto& [pattern, number] : value->items()) {
-      const auto read_number = (this->*read)(fmt::format("{}.{}", key, pattern), number);
-      if (read_number) {
-        patterns.emplace_back(pattern, *read_number);
-      } else {
-        complete = false;
-      }
+    for (const auto& [pattern, json] : value->items()) {
+      const auto number = (this->*read)(fmt::format("{}.{}", key, pattern), json);
+      if (number) patterns.emplace_back(pattern, *number);
     }
-    if (!complete) return std::nullopt;
+    if (patterns.size() != value->size()) return std::nullopt;
     return patterns;
   }
 
+  // Absent means the default; null is an error in PEFT too.
   void ReadScaling() {
-    Find("r");
-    Find("lora_alpha");
-    // Absent means the default, null is an error in PEFT too.
-    if (const auto r = json_.find("r"); r != json_.end()) config_.r = Rank("r", *r);
-    if (const auto alpha = json_.find("lora_alpha"); alpha != json_.end()) {
+    if (const Json* r = fields_.FindEvenNull("r")) config_.r = Rank("r", *r);
+    if (const Json* alpha = fields_.FindEvenNull("lora_alpha")) {
       config_.lora_alpha = Alpha("lora_alpha", *alpha);
     }
     config_.rank_pattern = Patterns<int64_t>("rank_pattern", &ConfigReader::Rank);
     config_.alpha_pattern = Patterns<double>("alpha_pattern", &ConfigReader::Alpha);
   }
 
-  // A list of strings, or with `single` also one string.
-  std::optional<std::vector<std::string>> Strings(std::string_view key, const Json& value) {
-    if (value.is_string()) return std::vector<std::string>{value.get<std::string>()};
-    std::vector<std::string> names;
-    bool strings = value.is_array();
-    if (strings) {
-      for (const Json& item : value) {
-        if (!item.is_string()) {
-          strings = false;
-          break;
-        }
-        names.push_back(item.get<std::string>());
-      }
-    }
-    if (strings) return names;
-    Malformed(key, "a string or a list of strings", value);
-    return std::nullopt;
-  }
-
   std::optional<ModuleNames> Names(std::string_view key, const Json& value) {
-    auto names = Strings(key, value);
+    auto names = fields_.Strings(key, value);
     if (!names) return std::nullopt;
     if (value.is_string()) return ModuleNames{true, std::move((*names)[0]), {}};
     return ModuleNames{false, "", *std::move(names)};
   }
 
   void ReadTargets() {
-    if (const Json* exclude = Find("exclude_modules")) {
-      // Unknown exclusions make the question "is this targeted" unanswerable.
-      const auto names = Names("exclude_modules", *exclude);
-      if (names) config_.exclude_modules = *names;
-      exclude_is_known_ = names.has_value();
+    bool exclude_is_known = true;
+    if (const Json* exclude = fields_.Find("exclude_modules")) {
+      auto names = Names("exclude_modules", *exclude);
+      exclude_is_known = names.has_value();
+      if (names) config_.exclude_modules = *std::move(names);
     }
-    if (const Json* saved = Find("modules_to_save")) {
-      if (const auto names = Strings("modules_to_save", *saved)) config_.modules_to_save = *names;
-    }
-    const Json* targets = Find("target_modules");
+    const Json* targets = fields_.Find("target_modules");
     if (targets == nullptr) {
-      const auto parameters = json_.find("target_parameters");
-      if (parameters != json_.end() && IsTruthy(*parameters)) return;  // refused on its own
-      Refuse(Reason::kMalformedConfig, "target_modules",
-             "target_modules is missing: which modules the adapter changes is not known",
-             "a string or a list of strings", "nothing");
+      const Json* parameters = fields_.Find("target_parameters");
+      if (parameters != nullptr && IsTruthy(*parameters)) return;  // refused on its own
+      fields_.Refuse(Reason::kMalformedConfig, "target_modules",
+                     "target_modules is missing: which modules the adapter changes is not known",
+                     "a string or a list of strings", "nothing");
       return;
     }
     auto names = Names("target_modules", *targets);
     if (!names) return;
-    if (names->empty()) return Malformed("target_modules", "at least one name", *targets);
-    if (exclude_is_known_) config_.target_modules = std::move(names);
+    if (names->empty()) return fields_.Malformed("target_modules", "at least one name", *targets);
+    if (exclude_is_known) config_.target_modules = *std::move(names);
   }
 
   void ReadLayers() {
-    const Json* layers = Find("layers_to_transform");
-    const Json* pattern = Find("layers_pattern");
-    const auto targets = json_.find("target_modules");
-    const bool by_regex = targets != json_.end() && targets->is_string();
+    const Json* layers = fields_.Find("layers_to_transform");
+    const Json* patterns = fields_.Find("layers_pattern");
+    const Json* targets = fields_.Find("target_modules");
+    const bool by_pattern = targets != nullptr && targets->is_string();
     for (const auto& [key, value] :
-         {std::pair("layers_to_transform", layers), std::pair("layers_pattern", pattern)}) {
-      if (value == nullptr || !by_regex) continue;
-      Refuse(Reason::kMalformedConfig, key,
-             fmt::format("{} has no meaning when target_modules is a string", key));
+         {std::pair("layers_to_transform", layers), std::pair("layers_pattern", patterns)}) {
+      if (value == nullptr || !by_pattern) continue;
+      fields_.Refuse(Reason::kMalformedConfig, key,
+                     fmt::format("{} has no meaning when target_modules is a string", key));
     }
     if (layers != nullptr) ReadLayerNumbers(*layers);
-    if (pattern == nullptr) return;
-    const auto patterns = Strings("layers_pattern", *pattern);
-    if (!patterns) return config_.target_modules.reset();
-    if (pattern->is_string() && (*patterns)[0].empty()) return;
-    config_.layers_pattern = *patterns;
-    if (!patterns->empty() && (layers == nullptr || !IsTruthy(*layers))) {
-      Refuse(Reason::kMalformedConfig, "layers_pattern",
-             "layers_pattern has no meaning without layers_to_transform");
-    }
+    if (patterns != nullptr && IsTruthy(*patterns)) ReadLayersPattern(*patterns, layers);
   }
 
   void ReadLayerNumbers(const Json& layers) {
-    std::vector<int64_t> numbers;
-    const auto add = [&numbers](const Json& value) {
-      if (!value.is_number_integer() || std::abs(value.get<double>()) > 1e9) return false;
-      numbers.push_back(value.get<int64_t>());
-      return true;
+    const auto is_layer = [](const Json& value) {
+      return value.is_number_integer() && std::abs(value.get<double>()) < 1e9;
     };
-    bool valid = layers.is_array() || add(layers);
-    if (layers.is_array()) {
-      for (const Json& layer : layers) valid = valid && add(layer);
+    bool valid = layers.is_array() ? layers.size() <= kMaxConfigNames : is_layer(layers);
+    std::vector<int64_t> numbers;
+    for (size_t i = 0; valid && layers.is_array() && i < layers.size(); ++i) {
+      valid = is_layer(layers[i]);
+      if (valid) numbers.push_back(layers[i].get<int64_t>());
     }
     if (!valid) {
-      Malformed("layers_to_transform", "a whole number or a list of them", layers);
+      fields_.Malformed("layers_to_transform", "a whole number or a list of them", layers);
       return config_.target_modules.reset();
     }
+    if (!layers.is_array()) numbers.push_back(layers.get<int64_t>());
     config_.layers_to_transform = std::move(numbers);
+  }
+
+  void ReadLayersPattern(const Json& value, const Json* layers) {
+    auto patterns = fields_.Strings("layers_pattern", value);
+    if (!patterns) return config_.target_modules.reset();
+    if (patterns->size() > kMaxLayersPatterns) {
+      fields_.Malformed("layers_pattern", fmt::format("at most {} patterns", kMaxLayersPatterns),
+                        value);
+      return config_.target_modules.reset();
+    }
+    config_.layers_pattern = *std::move(patterns);
+    if (layers == nullptr || !IsTruthy(*layers)) {
+      fields_.Refuse(Reason::kMalformedConfig, "layers_pattern",
+                     "layers_pattern has no meaning without layers_to_transform");
+    }
   }
 
   // Which initialisations leave the base model alone: lora/layer.py, update_layer.
   void ReadInit() {
-    const Json* init = Find("init_lora_weights");
+    const Json* init = fields_.Find("init_lora_weights");
     if (init == nullptr || init->is_boolean()) return;
     if (!init->is_string()) {
-      return Malformed("init_lora_weights", "true, false or a string", *init);
+      return fields_.Malformed("init_lora_weights", "true, false or a string", *init);
     }
     const std::string value = absl::AsciiStrToLower(init->get<std::string>());
     for (const std::string_view harmless : {"true", "gaussian", "orthogonal", "eva", "mica"}) {
@@ -272,21 +203,14 @@ class ConfigReader {
     }
     bool changes_base = value == "olora" || value == "loftq" || value == "lora_ga";
     changes_base |= value.starts_with("pissa") || value.starts_with("corda");
-    Unsupported(
-        "init_lora_weights",
-        changes_base
-            ? fmt::format("init_lora_weights {} trained against a changed base weight, which "
-                          "the file does not hold: save it again with save_pretrained("
-                          "path_initial_model_for_weight_conversion=...), which makes it "
-                          "a plain LoRA",
-                          Quoted(value))
-            : fmt::format("init_lora_weights {} is not known", Quoted(value)));
+    Unsupported("init_lora_weights", fmt::format("init_lora_weights {} {}", Shown(*init),
+                                                 changes_base ? kUnconverted : "is not known"));
   }
 
   void ReadSwitches() {
-    if (const Json* bias = Find("bias")) {
+    if (const Json* bias = fields_.Find("bias")) {
       if (!bias->is_string()) {
-        Malformed("bias", "a string", *bias);
+        fields_.Malformed("bias", "a string", *bias);
       } else if (*bias != "none") {
         Unsupported("bias", fmt::format("bias {} replaces biases of the base model, which is not "
                                         "supported",
@@ -294,37 +218,22 @@ class ConfigReader {
       }
     }
     for (const auto& [key, what] : kUnsupportedKeys) {
-      const Json* value = Find(key);
+      const Json* value = fields_.Find(key);
       if (value == nullptr || !IsTruthy(*value)) continue;
       Unsupported(key, fmt::format("{} is set, but {} is not supported", key, what));
     }
-    for (const std::string_view key : kInformationalKeys) Find(key);
-    if (Find("runtime_config") != nullptr) {
-      Problem problem;
-      problem.severity = Severity::kWarning;
-      problem.reason = Reason::kMalformedConfig;
-      problem.file = config_.file;
-      problem.field = "runtime_config";
-      problem.message = fmt::format("{}: runtime_config is ignored", Printable(config_.file));
-      problems_.Add(std::move(problem));
+    for (const std::string_view key : kInformationalKeys) fields_.Find(key);
+    if (fields_.Find("runtime_config") != nullptr) {
+      fields_.Warn("runtime_config", "runtime_config is ignored");
     }
-    ReadUnknownKeys();
-  }
-
-  void ReadUnknownKeys() {
-    Find("peft_type");
-    for (const auto& [key, value] : json_.items()) {
-      if (seen_.contains(key) || !IsTruthy(value)) continue;
+    for (const std::string& key : fields_.UnknownTruthyKeys()) {
       Unsupported(key, fmt::format("{} is not known and set to {}: it may change the result",
-                                   Quoted(key), Shown(value)));
+                                   Quoted(key), Shown(fields_.json()[key])));
     }
   }
 
-  const Json& json_;
+  ConfigFields fields_;
   PeftConfig& config_;
-  ProblemList& problems_;
-  bool exclude_is_known_ = true;
-  std::set<std::string, std::less<>> seen_;
 };
 
 absl::Status ConfigError(Reason reason, const std::string& file, std::string_view message) {

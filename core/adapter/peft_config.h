@@ -16,6 +16,8 @@ namespace adapterd {
 
 // Written by hand or by json.dumps: kilobytes. The largest real ones list a rank a module.
 inline constexpr int64_t kMaxConfigBytes = 10'000'000;
+// Each is a regular expression that every module is matched with; real configs have one.
+inline constexpr size_t kMaxLayersPatterns = 100;
 // Above this a rank is no rank: matrices of transformers have at most some 10^5 rows.
 inline constexpr int64_t kMaxRank = 1'000'000;
 
@@ -46,7 +48,6 @@ struct PeftConfig {
   double lora_dropout = 0;
   std::optional<ModuleNames> target_modules;
   ModuleNames exclude_modules;
-  std::vector<std::string> modules_to_save;
   std::optional<std::vector<int64_t>> layers_to_transform;  // empty: every layer
   std::vector<std::string> layers_pattern;
   std::optional<ModulePatterns<int64_t>> rank_pattern{std::in_place};

@@ -7,6 +7,9 @@
 
 namespace adapterd {
 
+// Real paths have up to about 15 components. Matching a path looks at each of its tails.
+inline constexpr size_t kMaxPathComponents = 64;
+
 enum class PeftTensorKind {
   kLoraA,        // <module>.lora_A.weight
   kLoraB,        // <module>.lora_B.weight

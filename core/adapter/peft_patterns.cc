@@ -55,9 +55,15 @@ bool TakesLastLayer(std::string_view peft_version) {
 }  // namespace
 
 absl::Status PatternKeys::Compile(std::vector<std::string> keys) {
+  size_t bytes = 0;
   for (size_t i = 0; i < keys.size(); ++i) {
     ASSIGN_OR_RETURN(PythonRegex pattern,
                      PythonRegex::Compile(fmt::format("(.*\\.)?({})$", keys[i])));
+    bytes += pattern.compiled_bytes();
+    if (bytes > kMaxCompiledBytes) {
+      return Error(Reason::kMalformedConfig,
+                   fmt::format("the patterns take more than {} bytes", kMaxCompiledBytes));
+    }
     patterns_.push_back(std::move(pattern));
     literal_.emplace(std::move(keys[i]), i);
   }

@@ -49,11 +49,15 @@ Unsupported DescribeUnsupported(PeftTensorKind kind) {
   }
 }
 
-bool HasControlCharacter(std::string_view name) {
-  return std::any_of(name.begin(), name.end(), [](char c) {
+// What makes a tensor's name unfit, or nothing.
+std::string_view NameFault(std::string_view name) {
+  for (const char c : name) {
     const auto byte = static_cast<unsigned char>(c);
-    return byte < 0x20 || byte == 0x7f;
-  });
+    // The lines that the revision digests end with a line feed and are divided by tabs.
+    if (byte < 0x20 || byte == 0x7f) return "has a control character in its name";
+  }
+  const auto dots = static_cast<size_t>(std::count(name.begin(), name.end(), '.'));
+  return dots >= kMaxPathComponents ? "has too many components in its name" : "";
 }
 
 class PlanBuilder {
@@ -97,8 +101,8 @@ class PlanBuilder {
   }
 
   void Sort(const SafetensorsEntry& tensor) {
-    if (HasControlCharacter(tensor.name)) {
-      return Refuse(Reason::kInvalidAdapter, &tensor, "", "has a control character in its name");
+    if (const std::string_view fault = NameFault(tensor.name); !fault.empty()) {
+      return Refuse(Reason::kInvalidAdapter, &tensor, "", fault);
     }
     PeftKey key = ParsePeftKey(tensor.name);
     const bool is_a = key.kind == PeftTensorKind::kLoraA;
@@ -115,33 +119,24 @@ class PlanBuilder {
   }
 
   void SortOther(const SafetensorsEntry& tensor, const PeftKey& key) {
-    if (key.kind == PeftTensorKind::kUnknown && !IsSavedModule(key.module)) {
-      return Refuse(Reason::kInvalidAdapter, &tensor, "",
-                    "is not explained by any rule of LoRA; ignoring it could change the result");
-    }
     const Unsupported unsupported = DescribeUnsupported(key.kind);
     for (const std::string_view explaining : unsupported.keys) {
       if (config_.unsupported_keys.contains(explaining)) return;
+    }
+    if (key.kind == PeftTensorKind::kUnknown && !IsClassifier(key.module)) {
+      return Refuse(Reason::kInvalidAdapter, &tensor, "",
+                    "is not explained by any rule of LoRA; ignoring it could change the result");
     }
     Refuse(Reason::kUnsupportedAdapter, &tensor,
            key.kind == PeftTensorKind::kEmbedding ? key.module : "",
            fmt::format("is {}, which is not supported", unsupported.what));
   }
 
-  // Whole modules beside the adapter: those that the config names, and the heads that PEFT adds
-  // for classification. PEFT selects them by the plain end of the module's name.
-  bool IsSavedModule(std::string_view name) const {
-    std::vector<std::string_view> saved(config_.modules_to_save.begin(),
-                                        config_.modules_to_save.end());
-    if (config_.task_type == "SEQ_CLS" || config_.task_type == "TOKEN_CLS") {
-      saved.insert(saved.end(), {"classifier", "score"});
-    }
-    for (size_t dot = name.rfind('.'); dot != std::string_view::npos && dot > 0;
-         dot = name.rfind('.', dot - 1)) {
-      const std::string_view module = name.substr(0, dot);
-      for (const std::string_view end : saved) {
-        if (module.ends_with(end)) return true;
-      }
+  // The heads that PEFT saves beside an adapter for classification, whole or in parts.
+  bool IsClassifier(std::string_view name) const {
+    if (config_.task_type != "SEQ_CLS" && config_.task_type != "TOKEN_CLS") return false;
+    for (const std::string_view head : {"classifier.", "score."}) {
+      if (name.find(head) != std::string_view::npos) return true;
     }
     return false;
   }
@@ -160,8 +155,9 @@ class PlanBuilder {
 
   void CheckPair(const std::string& path, const Pair& pair) {
     const SafetensorsEntry* any = pair.a != nullptr ? pair.a : pair.b;
-    if (IsUntargeted(path)) {
-      if (config_.unsupported_keys.contains("target_parameters")) return;
+    const std::optional<bool> targeted = patterns_.IsTargeted(path);
+    if (targeted != true && config_.unsupported_keys.contains("target_parameters")) return;
+    if (targeted == false) {
       return Refuse(
           Reason::kInvalidAdapter, any, path,
           fmt::format("belongs to module {}, which the config does not target", Quoted(path)));
@@ -177,11 +173,6 @@ class PlanBuilder {
     const bool b_usable =
         pair.b != nullptr && CheckFactor(*pair.b, path, "[out, rank]", convolution);
     if (a_usable && b_usable) AddModule(path, *pair.a, *pair.b);
-  }
-
-  bool IsUntargeted(std::string_view path) {
-    const std::optional<bool> targeted = patterns_.IsTargeted(path);
-    return targeted.has_value() && !*targeted;
   }
 
   // A Conv1d's factors both have three dimensions; a linear layer's with one too many are broken.

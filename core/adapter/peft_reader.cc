@@ -45,8 +45,27 @@ class WeightsScan {
   Sha256 file_digest_;
 };
 
-Problem NonFinite(const std::string& file, const ModuleInfo& module, const PlannedTensor& tensor) {
-  const std::string& name = tensor.is_lora_b ? module.lora_b_tensor : module.lora_a_tensor;
+struct TensorFacts {
+  std::string sha256;
+  bool finite = true;
+};
+
+absl::StatusOr<TensorFacts> ScanTensor(WeightsScan& scan, const PlannedTensor& tensor,
+                                       std::span<std::byte> buffer) {
+  TensorFacts facts;
+  Sha256 digest;
+  RETURN_IF_ERROR(
+      scan.Scan(tensor.offset, tensor.bytes, buffer, [&](std::span<const std::byte> piece) {
+        digest.Update(piece);
+        const auto count = static_cast<int64_t>(piece.size()) / FloatBytes(tensor.dtype);
+        facts.finite &= AllFinite(tensor.dtype, piece.data(), count);
+      }));
+  facts.sha256 = digest.FinishHex();
+  return facts;
+}
+
+Problem NonFinite(const std::string& file, const ModuleInfo& module, bool is_lora_b) {
+  const std::string& name = is_lora_b ? module.lora_b_tensor : module.lora_a_tensor;
   Problem problem;
   problem.reason = Reason::kNonFiniteWeights;
   problem.file = Printable(file);
@@ -79,25 +98,20 @@ absl::StatusOr<ContentDigest> PeftReader::Pass(const Cancellation& cancellation,
                                                std::vector<ModuleFactors>* factors) {
   WeightsScan scan(weights_, cancellation);
   RevisionBuilder revision;
-  AlignedBuffer scratch(kReadBytes);
   std::vector<Problem> non_finite;
+  AlignedBuffer scratch(kReadBytes);
   RETURN_IF_ERROR(
       scan.Scan(0, tensors_.front().offset, scratch.span(), [](std::span<const std::byte>) {}));
   for (const PlannedTensor& tensor : tensors_) {
     const ModuleInfo& module = manifest_->modules[tensor.module];
     AlignedBuffer kept(factors != nullptr ? tensor.bytes : 0);
-    Sha256 digest;
-    bool finite = true;
-    RETURN_IF_ERROR(scan.Scan(
-        tensor.offset, tensor.bytes, factors != nullptr ? kept.span() : scratch.span(),
-        [&](std::span<const std::byte> piece) {
-          const auto bytes = static_cast<int64_t>(piece.size());
-          digest.Update(piece);
-          finite &= AllFinite(tensor.dtype, piece.data(), bytes / FloatBytes(tensor.dtype));
-        }));
-    if (!finite) non_finite.push_back(NonFinite(weights_.name(), module, tensor));
+    ASSIGN_OR_RETURN(const TensorFacts facts,
+                     ScanTensor(scan, tensor, factors != nullptr ? kept.span() : scratch.span()));
+    if (!facts.finite) {
+      non_finite.push_back(NonFinite(weights_.name(), module, tensor.is_lora_b));
+    }
     revision.Add(module.path, tensor.is_lora_b ? "lora_b" : "lora_a", module.scale, tensor.dtype,
-                 tensor.shape, digest.FinishHex());
+                 tensor.shape, facts.sha256);
     if (factors == nullptr) continue;
     ModuleFactors& pair = (*factors)[tensor.module];
     (tensor.is_lora_b ? pair.lora_b : pair.lora_a) =

@@ -94,6 +94,12 @@ absl::StatusOr<PythonRegex> PythonRegex::Compile(std::string_view pattern) {
   return regex;
 }
 
+size_t PythonRegex::compiled_bytes() const {
+  size_t bytes = 0;
+  pcre2_pattern_info(code_.get(), PCRE2_INFO_SIZE, &bytes);
+  return bytes;
+}
+
 absl::StatusOr<int> PythonRegex::Run(std::string_view text, uint32_t options,
                                      RegexBudget& budget) const {
   if (budget.IsSpent()) return PatternError(pattern_, "and others take too long to match");

@@ -22,6 +22,8 @@ inline constexpr size_t kMaxPatternBytes = 65'536;
 inline constexpr uint32_t kRegexMatchLimit = 200'000;
 inline constexpr uint32_t kRegexDepthLimit = 20'000;
 inline constexpr uint32_t kRegexHeapKibibytes = 16'384;
+// Compiled patterns of one source; a pattern takes a few hundred bytes, but repeats are unrolled.
+inline constexpr size_t kMaxCompiledBytes = 32 << 20;
 // Matching of one source, all patterns and modules together: 600 modules against 600 patterns take
 // a fifth of a second.
 inline constexpr absl::Duration kRegexTimeBudget = absl::Seconds(10);
@@ -51,6 +53,9 @@ class PythonRegex {
   ~PythonRegex();
   PythonRegex(PythonRegex&& other) noexcept;
   PythonRegex& operator=(PythonRegex&& other) noexcept;
+
+  // What the compiled form takes in memory.
+  size_t compiled_bytes() const;
 
   // re.match(pattern, text) and re.fullmatch(pattern, text). MALFORMED_CONFIG when a limit is hit:
   // then nobody knows the answer.

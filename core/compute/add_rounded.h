@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
+#include <vector>
 
 #include "core/tensor/dtype.h"
 
@@ -24,10 +26,19 @@ struct RoundingStats {
 };
 
 // merged[i] = weight[i] + delta[i], added in F32 and rounded to `dtype`; where delta[i] is zero the
-// weight's bits. `merged` is `weight` or does not overlap it; no alignment is needed. Sums of squares
-// are good to about 1e-5. Pure.
+// weight's bits. `merged` is `weight` or does not overlap it; no alignment is needed. Sums of
+// squares are good to about 1e-5. Pure.
 RoundingStats AddRounded(DType dtype, const std::byte* weight, const float* delta,
                          std::byte* merged, int64_t count);
+
+// The same, compiled for one instruction set.
+struct AddRoundedVariant {
+  std::string_view name;
+  RoundingStats (*add)(DType, const std::byte*, const float*, std::byte*, int64_t);
+};
+
+// Those that this CPU runs, the fastest first: AddRounded is the first.
+std::vector<AddRoundedVariant> AddRoundedVariants();
 
 }  // namespace adapterd
 

@@ -23,8 +23,8 @@ namespace {
 constexpr int64_t kBlockRows = 32;
 
 // All terms as one product: delta [rows, cols] of the weight is rows [rows, rank] x cols [rank,
-// cols], where rank is the sum of the terms' ranks. The side that belongs to the weight's columns is
-// packed once; the other, with the factors, is made block by block.
+// cols], where rank is the sum of the terms' ranks. The side that belongs to the weight's columns
+// is packed once; the other, with the factors, is made block by block.
 class DeltaProduct {
  public:
   static absl::StatusOr<DeltaProduct> Create(Kernels::Impl& kernels,
@@ -32,9 +32,9 @@ class DeltaProduct {
                                              int64_t columns) {
     int64_t rank = 0;
     for (const MergeTerm& term : terms) rank += term.a.rows;
-    ASSIGN_OR_RETURN(PackedMatrix packed,
-                     PackedMatrix::Create(
-                         kernels, MatrixPlan::Wide(kernels, ComputeType::kF32, rank, columns)));
+    ASSIGN_OR_RETURN(
+        PackedMatrix packed,
+        PackedMatrix::Create(kernels, MatrixPlan::Wide(kernels, ComputeType::kF32, rank, columns)));
     int64_t first = 0;
     for (const MergeTerm& term : terms) {
       if (layout == WeightLayout::kOutIn) {
@@ -168,19 +168,17 @@ absl::StatusOr<MergeStats> MergeWeight(const Kernels& kernels, ThreadPool& pool,
                                        const MatrixView& weight, std::span<const MergeTerm> terms,
                                        const MergeOptions& options, const MutableMatrixView& merged,
                                        const Cancellation& cancellation) {
-  ASSIGN_OR_RETURN(
-      const DeltaProduct product,
-      DeltaProduct::Create(kernels.impl(), terms, options.layout, weight.cols));
+  ASSIGN_OR_RETURN(const DeltaProduct product,
+                   DeltaProduct::Create(kernels.impl(), terms, options.layout, weight.cols));
   // One entry per block, summed in order: the result does not depend on who computed which.
   std::vector<RoundingStats> stats(CeilDiv(weight.rows, kBlockRows));
-  RETURN_IF_ERROR(ParallelFor(pool, static_cast<int64_t>(stats.size()), cancellation,
-                              [&](int64_t block) -> absl::Status {
-                                const int64_t first = block * kBlockRows;
-                                const int64_t count = std::min(kBlockRows, weight.rows - first);
-                                ASSIGN_OR_RETURN(stats[block], MergeBlock(product, weight, first,
-                                                                          count, merged));
-                                return absl::OkStatus();
-                              }));
+  RETURN_IF_ERROR(ParallelFor(
+      pool, static_cast<int64_t>(stats.size()), cancellation, [&](int64_t block) -> absl::Status {
+        const int64_t first = block * kBlockRows;
+        const int64_t count = std::min(kBlockRows, weight.rows - first);
+        ASSIGN_OR_RETURN(stats[block], MergeBlock(product, weight, first, count, merged));
+        return absl::OkStatus();
+      }));
   RoundingStats sums;
   for (const RoundingStats& block : stats) sums.Add(block);
   if (sums.newly_non_finite > 0 && !options.allow_non_finite) {

@@ -77,8 +77,7 @@ dnnl::matmul::primitive_desc Describe(const dnnl::engine& engine, const MatmulSh
   }
   const auto source = RowMajor(TypeOf(shape.type), shape.rows, shape.k, shape.source_stride);
   const auto weights = WeightsDesc(shape.type, shape.k, shape.n, shape.weights);
-  const auto destination =
-      RowMajor(DataType::f32, shape.rows, shape.n, shape.destination_stride);
+  const auto destination = RowMajor(DataType::f32, shape.rows, shape.n, shape.destination_stride);
 #if DNNL_VERSION_MAJOR >= 3
   return {engine, source, weights, destination, attributes, /*allow_empty=*/true};
 #else
@@ -102,8 +101,8 @@ bool PanelsAreFast(const dnnl::engine& engine, ComputeType type) {
 }
 
 absl::Status FromError(const dnnl::error& error, std::string_view what) {
-  return absl::InternalError(fmt::format("oneDNN could not {}: {} (status {})", what,
-                                         error.message, static_cast<int>(error.status)));
+  return absl::InternalError(fmt::format("oneDNN could not {}: {} (status {})", what, error.message,
+                                         static_cast<int>(error.status)));
 }
 
 std::string Describe(const MatmulShape& s) {

@@ -14,7 +14,8 @@ namespace adapterd {
 namespace {
 
 constexpr int64_t kWidestPanel = 64;
-// Up to this many rows panels would store most of them as zeros, for kernels that are a tenth faster.
+// Up to this many rows panels would store most of them as zeros, for kernels that are a tenth
+// faster.
 constexpr int64_t kRowMajorRows = 8;
 // oneDNN's kernels count in 32 bits.
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();

@@ -18,14 +18,13 @@ constexpr int64_t kAmxRank = 32;
 // Columns of a vector register of F32, in which the low-rank rows are made.
 constexpr int64_t kVectorColumns = 16;
 constexpr int64_t kWidestPanel = 64;
-// Without AMX: rows of a power-of-two length fall into one set of the first cache, which has 8 or 12
-// ways. With 16 rows a product with one register of columns takes twice as long per row.
+// Without AMX: rows of a power-of-two length fall into one set of the first cache, which has 8 or
+// 12 ways. With 16 rows a product with one register of columns takes twice as long per row.
 constexpr int64_t kCachedRows = 8;
 
 // Transposed A in F32. Up to a panel's width row-major is the same thing without a panel's zeros.
 MatrixPlan ShrinkPlanF32(bool has_panels, const PairShape& shape) {
-  const int64_t n =
-      shape.rank <= kVectorColumns ? shape.rank : RoundUp(shape.rank, kVectorColumns);
+  const int64_t n = shape.rank <= kVectorColumns ? shape.rank : RoundUp(shape.rank, kVectorColumns);
   const int64_t panels = RoundUp(shape.rank, kWidestPanel);
   if (has_panels && n > kWidestPanel && panels * 5 <= shape.rank * 6) {
     return {ComputeType::kF32, shape.in_features, panels, kWidestPanel};
@@ -77,15 +76,15 @@ absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create
 
 MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows, const PackedMatrix::Chunk& chunk) const {
   const MatrixPlan& plan = shrink_.plan();
-  return {plan.type, rows,          plan.k, chunk.columns, plan.k, plan.layout(),
-          plan.n,    /*accumulate=*/false};
+  return {plan.type, rows,          plan.k, chunk.columns,
+          plan.k,    plan.layout(), plan.n, /*accumulate=*/false};
 }
 
 MatmulShape PackedPair::Impl::ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk,
                                           bool accumulate) const {
   const MatrixPlan& plan = expand_.plan();
-  return {plan.type,     rows,      plan.k, chunk.columns, shrink_.plan().n, plan.layout(),
-          chunk.columns, accumulate};
+  return {plan.type,        rows,          plan.k,        chunk.columns,
+          shrink_.plan().n, plan.layout(), chunk.columns, accumulate};
 }
 
 absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
@@ -106,12 +105,12 @@ absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, cons
                                       double factor, std::byte* low_rank) const {
   const MatrixPlan& plan = shrink_.plan();
   const bool narrow = plan.type == ComputeType::kBF16;
-  float* wide =
-      narrow ? Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, rows * plan.n)
-             : reinterpret_cast<float*>(low_rank);
+  float* wide = narrow ? Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, rows * plan.n)
+                       : reinterpret_cast<float*>(low_rank);
   const int64_t step = std::min(rows, shrink_rows_);
   for (int64_t row = 0; row < rows; row += step) {
-    const auto* from = static_cast<const std::byte*>(input) + row * plan.k * ElementBytes(plan.type);
+    const auto* from =
+        static_cast<const std::byte*>(input) + row * plan.k * ElementBytes(plan.type);
     for (const PackedMatrix::Chunk& chunk : shrink_.chunks()) {
       RETURN_IF_ERROR(kernels.Run(ShrinkShape(step, chunk), from, chunk.weights,
                                   wide + row * plan.n + chunk.first_column));

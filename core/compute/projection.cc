@@ -32,8 +32,7 @@ int64_t BlockRows(int64_t rows, int64_t bytes_per_row) {
 
 int64_t ScratchBytesPerRow(int64_t in_features, const ProjectionTarget& target,
                            const ProjectionSegment& segment) {
-  int64_t elements =
-      in_features + std::min(target.output.cols, PackedMatrix::kChunkColumns);
+  int64_t elements = in_features + std::min(target.output.cols, PackedMatrix::kChunkColumns);
   for (const ProjectionTerm& term : segment.terms) elements += term.pair->shape().rank;
   return elements * static_cast<int64_t>(sizeof(float));
 }
@@ -123,7 +122,8 @@ class BlockSums {
       ConvertToF32(base.dtype, base.data, data_, base.rows * columns_);
     } else {
       for (int64_t row = 0; row < base.rows; ++row) {
-        ConvertToF32(base.dtype, base.data + Offset(row, base.dtype), data_ + row * columns_, columns_);
+        ConvertToF32(base.dtype, base.data + Offset(row, base.dtype), data_ + row * columns_,
+                     columns_);
       }
     }
     std::fill(data_ + base.rows * columns_, data_ + RowBucket(base.rows) * columns_, 0.0f);
@@ -197,9 +197,8 @@ absl::Status RunBlock(Kernels::Impl& kernels, const MatrixView& input, const Blo
     return absl::OkStatus();
   }
   std::vector<int64_t> offsets;
-  ASSIGN_OR_RETURN(
-      const std::byte* low_rank,
-      ShrinkAll(kernels, input.Rows(block.first_row, block.rows), terms, offsets));
+  ASSIGN_OR_RETURN(const std::byte* low_rank,
+                   ShrinkAll(kernels, input.Rows(block.first_row, block.rows), terms, offsets));
   const size_t chunks = terms[0].pair->impl().chunks().size();
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     const PackedMatrix::Chunk& columns = terms[0].pair->impl().chunks()[chunk];
@@ -222,9 +221,8 @@ absl::Status ApplyProjection(const Kernels& kernels, ThreadPool& pool, const Mat
                              std::span<const ProjectionTarget> targets,
                              const Cancellation& cancellation) {
   const std::vector<Block> blocks = SplitIntoBlocks(input.cols, targets);
-  return ParallelFor(pool, static_cast<int64_t>(blocks.size()), cancellation, [&](int64_t i) {
-    return RunBlock(kernels.impl(), input, blocks[i]);
-  });
+  return ParallelFor(pool, static_cast<int64_t>(blocks.size()), cancellation,
+                     [&](int64_t i) { return RunBlock(kernels.impl(), input, blocks[i]); });
 }
 
 }  // namespace adapterd

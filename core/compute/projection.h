@@ -39,13 +39,13 @@ struct ProjectionTarget {
 // end. NaN and infinities in the input pass through. Rows without terms are base_output (converted
 // bit for bit when the dtypes agree), or zero.
 //
-// REQUIRES: shapes agree (checked by the caller, who can name the fields), dtypes are compute floats.
-// A term's pair must be packed for ComputeTypeFor(input.dtype, ...).
+// REQUIRES: shapes agree (checked by the caller, who can name the fields), dtypes are compute
+// floats. A term's pair must be packed for ComputeTypeFor(input.dtype, ...).
 //
-// Threads: runs on the calling thread and on idle threads of `pool`, in blocks of rows; returns when
-// all blocks are done. CANCELLED between blocks once `cancellation` is set; outputs are then undefined.
-// Results do not depend on the number of threads. They may differ in the last bits with the number
-// of rows in a request.
+// Threads: runs on the calling thread and on idle threads of `pool`, in blocks of rows; returns
+// when all blocks are done. CANCELLED between blocks once `cancellation` is set; outputs are then
+// undefined. Results do not depend on the number of threads. They may differ in the last bits with
+// the number of rows in a request.
 absl::Status ApplyProjection(const Kernels& kernels, ThreadPool& pool, const MatrixView& input,
                              std::span<const ProjectionTarget> targets,
                              const Cancellation& cancellation);

@@ -10,8 +10,8 @@
 namespace adapterd {
 
 struct ReferenceTerm {
-  MatrixView a;       // [rank, in_features]
-  MatrixView b;       // [out_features, rank]
+  MatrixView a;  // [rank, in_features]
+  MatrixView b;  // [out_features, rank]
   double factor = 1;
 };
 
@@ -20,8 +20,8 @@ std::vector<double> ReferenceDelta(const MatrixView& input, std::span<const Refe
                                    int64_t out_features);
 
 // [out_features x in_features] of sum over terms of factor * B A, unrounded. Pure.
-std::vector<double> ReferenceWeightDelta(std::span<const ReferenceTerm> terms,
-                                         int64_t out_features, int64_t in_features);
+std::vector<double> ReferenceWeightDelta(std::span<const ReferenceTerm> terms, int64_t out_features,
+                                         int64_t in_features);
 
 }  // namespace adapterd
 

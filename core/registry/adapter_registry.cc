@@ -54,6 +54,13 @@ AdapterHandle::AdapterHandle(std::shared_ptr<const LoadedAdapter> adapter,
   usage_->last_use_unix_ns.store(absl::ToUnixNanos(absl::Now()), std::memory_order_relaxed);
 }
 
+AdapterHandle& AdapterHandle::operator=(AdapterHandle&& other) noexcept {
+  AdapterHandle taken(std::move(other));
+  adapter_.swap(taken.adapter_);
+  usage_.swap(taken.usage_);
+  return *this;
+}
+
 AdapterHandle::~AdapterHandle() {
   if (usage_ != nullptr) usage_->in_flight.fetch_sub(1, std::memory_order_relaxed);
 }
@@ -69,6 +76,7 @@ AdapterRegistry::AdapterRegistry(RegistryOptions options, const Kernels& kernels
 
 AdapterRegistry::~AdapterRegistry() {
   absl::MutexLock lock(&mutex_);
+  stopping_ = true;
   for (auto& [name, entry] : entries_) {
     if (entry.job != nullptr) entry.job->cancellation.Cancel();
   }
@@ -123,7 +131,7 @@ void AdapterRegistry::TryLoad(LoadRequest request, Done<LoadResult> done, const 
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
-    cancelled = ticket->cancelled;
+    cancelled = ticket->cancelled || stopping_;
     if (!cancelled) {
       Entry& entry = entries_[request.name];
       if (entry.job == nullptr) {
@@ -171,7 +179,7 @@ void AdapterRegistry::TryUnload(UnloadRequest request, Done<UnloadResult> done,
   absl::StatusOr<Entry> removed = GaveUp();
   {
     absl::MutexLock lock(&mutex_);
-    if (!ticket->cancelled) {
+    if (!ticket->cancelled && !stopping_) {
       auto it = entries_.find(request.name);
       if (it != entries_.end() && it->second.job != nullptr) {
         Wait(it->second.job, ticket,
@@ -185,8 +193,8 @@ void AdapterRegistry::TryUnload(UnloadRequest request, Done<UnloadResult> done,
   }
   if (!removed.ok()) return done(removed.status());
   std::vector<std::shared_ptr<const LoadedAdapter>> revisions = {std::move(removed->current)};
-  for (const auto& draining : removed->draining) {
-    if (auto revision = draining.lock()) revisions.push_back(std::move(revision));
+  for (const Draining& draining : removed->draining) {
+    if (auto revision = draining.loaded.lock()) revisions.push_back(std::move(revision));
   }
   auto counter = std::make_shared<FreeCounter>(
       revisions.size(), request.wait ? std::move(done) : Done<UnloadResult>());
@@ -228,7 +236,7 @@ void AdapterRegistry::TryAcquire(std::vector<AdapterRef> refs,
   absl::StatusOr<std::vector<AdapterHandle>> handles = GaveUp();
   {
     absl::MutexLock lock(&mutex_);
-    if (!ticket->cancelled) {
+    if (!ticket->cancelled && !stopping_) {
       if (JobPtr job = FirstLoadOf(refs)) {
         Wait(job, ticket,
              [this, refs = std::move(refs), done = std::move(done), ticket](
@@ -276,10 +284,8 @@ AdapterSnapshot AdapterRegistry::SnapshotOf(const Entry& entry) const {
   snapshot.memory_bytes = entry.current->memory_bytes();
   snapshot.load_time = entry.load_time;
   snapshot.load_duration = entry.load_duration;
-  for (const auto& draining : entry.draining) {
-    if (auto revision = draining.lock()) {
-      snapshot.draining_revisions.push_back(revision->adapter().digest().revision);
-    }
+  for (const Draining& draining : entry.draining) {
+    if (!draining.loaded.expired()) snapshot.draining_revisions.push_back(draining.revision);
   }
   return snapshot;
 }

@@ -88,6 +88,7 @@ class AdapterRegistry {
 
  private:
   struct Job;
+  struct Draining;
   struct Entry;
   using JobPtr = std::shared_ptr<Job>;
   using Outcome = absl::StatusOr<LoadResult>;
@@ -112,6 +113,7 @@ class AdapterRegistry {
   // The life of one load, on an I/O thread (load_job.cc).
   void Run(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
   Outcome Execute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
+  Outcome GuardedExecute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
   // What serves under a name now.
   struct Current {
     std::shared_ptr<const LoadedAdapter> loaded;
@@ -126,6 +128,9 @@ class AdapterRegistry {
   absl::StatusOr<std::shared_ptr<const LoadedAdapter>> ReadAndPack(Job& job, AdapterReader& reader)
       ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status ClaimPublicId(Job& job, const AdapterManifest& manifest) ABSL_LOCKS_EXCLUDED(mutex_);
+  // ADAPTER_EXISTS when `id` belongs to another name.
+  absl::Status CheckPublicId(const std::string& id, const std::string& name) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   Outcome Publish(Job& job, const SourceIdentity& identity, absl::Time opened_at,
                   std::shared_ptr<const LoadedAdapter> loaded) ABSL_LOCKS_EXCLUDED(mutex_);
   void Finish(const JobPtr& job, const Outcome& outcome) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -141,6 +146,7 @@ class AdapterRegistry {
   absl::flat_hash_map<std::string, std::string> public_ids_ ABSL_GUARDED_BY(mutex_);  // id -> name
   int64_t etag_counter_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_jobs_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // what still waits is answered CANCELLED
 };
 
 }  // namespace adapterd

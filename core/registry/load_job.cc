@@ -2,6 +2,7 @@
 // thread and outside the lock, but for the short decisions that say so.
 #include <fmt/format.h>
 
+#include <new>
 #include <optional>
 
 #include "core/base/status_macros.h"
@@ -82,12 +83,22 @@ void AdapterRegistry::Run(const JobPtr& job) {
   LoadEvent event;
   event.name = job->request.name;
   const absl::Time start = absl::Now();
-  Outcome outcome = Execute(*job, event);
+  Outcome outcome = GuardedExecute(*job, event);
   if (!outcome.ok()) outcome = Annotate(outcome.status(), "adapter", job->request.name);
   event.status = outcome.status();
   event.duration = absl::Now() - start;
   if (options_.on_load) options_.on_load(event);
   Finish(job, outcome);
+}
+
+AdapterRegistry::Outcome AdapterRegistry::GuardedExecute(Job& job, LoadEvent& event) {
+  try {
+    return Execute(job, event);
+  } catch (const std::bad_alloc&) {
+    return Error(Reason::kMemoryBudgetExceeded, "the machine has no memory left for this adapter");
+  } catch (const std::exception& exception) {
+    return absl::InternalError(exception.what());
+  }
 }
 
 AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
@@ -110,8 +121,9 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
     return Publish(job, reader->identity(), opened_at, nullptr);
   }
   ASSIGN_OR_RETURN(auto loaded, ReadAndPack(job, *reader));
-  event.read = true;
-  return Publish(job, reader->identity(), opened_at, std::move(loaded));
+  Outcome outcome = Publish(job, reader->identity(), opened_at, std::move(loaded));
+  event.read = outcome.ok();
+  return outcome;
 }
 
 std::optional<AdapterRegistry::Current> AdapterRegistry::CurrentOf(const std::string& name) const {
@@ -143,16 +155,20 @@ AdapterRegistry::Outcome AdapterRegistry::AlreadyLoaded(const Job& job) const {
 absl::Status AdapterRegistry::ClaimPublicId(Job& job, const AdapterManifest& manifest) {
   std::string id = PublicId(options_.public_id_template, job.request.name, manifest);
   absl::MutexLock lock(&mutex_);
-  auto [it, inserted] = public_ids_.try_emplace(id, job.request.name);
-  if (!inserted && it->second != job.request.name) {
-    return Error(Reason::kAdapterExists,
-                 fmt::format("the public id \"{}\" belongs to adapter \"{}\" already", id,
-                             it->second))
-        .With("field", "public_id")
-        .With("actual", it->second);
-  }
+  RETURN_IF_ERROR(CheckPublicId(id, job.request.name));
+  public_ids_.try_emplace(id, job.request.name);
   job.public_id = std::move(id);
   return absl::OkStatus();
+}
+
+absl::Status AdapterRegistry::CheckPublicId(const std::string& id, const std::string& name) const {
+  const auto found = public_ids_.find(id);
+  if (found == public_ids_.end() || found->second == name) return absl::OkStatus();
+  return Error(Reason::kAdapterExists,
+               fmt::format("the public id \"{}\" belongs to adapter \"{}\" already", id,
+                           found->second))
+      .With("field", "public_id")
+      .With("actual", found->second);
 }
 
 absl::StatusOr<std::shared_ptr<const LoadedAdapter>> AdapterRegistry::ReadAndPack(
@@ -169,28 +185,34 @@ absl::StatusOr<std::shared_ptr<const LoadedAdapter>> AdapterRegistry::ReadAndPac
 AdapterRegistry::Outcome AdapterRegistry::Publish(Job& job, const SourceIdentity& identity,
                                                   absl::Time opened_at,
                                                   std::shared_ptr<const LoadedAdapter> loaded) {
-  std::shared_ptr<const LoadedAdapter> replaced;  // let go after the lock: it may free memory
-  absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(job.cancellation.Check());
-  Entry& entry = entries_.at(job.request.name);
   LoadResult result;
-  if (entry.current != nullptr) {
-    result.replaced_revision = entry.current->adapter().digest().revision;
+  std::shared_ptr<const LoadedAdapter> replaced;
+  {
+    absl::MutexLock lock(&mutex_);
+    RETURN_IF_ERROR(job.cancellation.Check());
+    Entry& entry = entries_.at(job.request.name);
+    if (entry.current != nullptr) {
+      result.replaced_revision = entry.current->adapter().digest().revision;
+    }
+    if (loaded != nullptr) {
+      std::erase_if(entry.draining, [](const Draining& old) { return old.loaded.expired(); });
+      if (entry.current != nullptr) {
+        entry.draining.push_back({entry.current, result.replaced_revision});
+      }
+      replaced = std::exchange(entry.current, std::move(loaded));
+      entry.identity = identity;
+      entry.opened_at = opened_at;
+      entry.load_time = absl::Now();
+      entry.load_duration = entry.load_time - opened_at;
+    }
+    if (entry.public_id != job.public_id) public_ids_.erase(entry.public_id);
+    entry.public_id = job.public_id;
+    entry.request = job.request;
+    entry.etag = fmt::format("{:016x}", ++etag_counter_);
   }
-  if (loaded != nullptr) {
-    std::erase_if(entry.draining, [](const auto& weak) { return weak.expired(); });
-    if (entry.current != nullptr) entry.draining.push_back(entry.current);
-    replaced = std::exchange(entry.current, std::move(loaded));
-    entry.identity = identity;
-    entry.opened_at = opened_at;
-    entry.load_time = absl::Now();
-    entry.load_duration = entry.load_time - opened_at;
-  }
-  if (entry.public_id != job.public_id) public_ids_.erase(entry.public_id);
-  entry.public_id = job.public_id;
-  entry.request = job.request;
-  entry.etag = fmt::format("{:016x}", ++etag_counter_);
-  result.adapter = SnapshotOf(entry);
+  replaced.reset();  // may free memory; and what nobody else uses does not drain
+  absl::MutexLock lock(&mutex_);
+  result.adapter = SnapshotOf(entries_.at(job.request.name));  // stays as long as the job runs
   return result;
 }
 
@@ -224,16 +246,24 @@ ValidationResult AdapterRegistry::Validate(const LoadRequest& request,
   if (absl::Status status = CheckDigest(request, *digest); !status.ok()) {
     result.problems.Add(status);
   }
+  bool is_loaded = false;  // then nothing is read and nothing reserved
   if (const std::optional<Current> current = CurrentOf(request.name)) {
     auto comparison = Compare(request, *digest, *reader->manifest(), current->request,
                               current->loaded->adapter());
     if (!comparison.ok()) result.problems.Add(comparison.status());
+    is_loaded = comparison.ok() && *comparison != Comparison::kOtherContent;
+  }
+  const std::string public_id =
+      PublicId(options_.public_id_template, request.name, *reader->manifest());
+  {
+    absl::MutexLock lock(&mutex_);
+    result.problems.Add(CheckPublicId(public_id, request.name));
   }
   absl::StatusOr<int64_t> bytes = LoadedAdapter::BytesFor(kernels_, *reader->manifest());
   if (!bytes.ok()) result.problems.Add(bytes.status());
   if (result.problems.has_errors()) return result;
   result.memory_bytes = *bytes;
-  result.fits = budget_->Fits(*bytes);
+  result.fits = is_loaded || budget_->Fits(*bytes);
   AdapterSnapshot& snapshot = result.adapter.emplace();
   snapshot.name = request.name;
   snapshot.source = request.source.source;
@@ -242,7 +272,7 @@ ValidationResult AdapterRegistry::Validate(const LoadRequest& request,
   snapshot.manifest = reader->manifest();
   snapshot.digest = *digest;
   snapshot.memory_bytes = *bytes;
-  snapshot.public_id = PublicId(options_.public_id_template, request.name, *snapshot.manifest);
+  snapshot.public_id = public_id;
   return result;
 }
 

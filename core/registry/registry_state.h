@@ -30,6 +30,13 @@ class AdapterRegistry::Ticket {
   bool cancelled = false;
 };
 
+// A revision that was replaced and may still be used. Listings only ask whether it is gone: whoever
+// took a share could be the last to let go, and would free it under the lock.
+struct AdapterRegistry::Draining {
+  std::weak_ptr<const LoadedAdapter> loaded;
+  std::string revision;
+};
+
 // A name. Without `current` it is LOADING; with it READY, also while `job` replaces it.
 struct AdapterRegistry::Entry {
   LoadRequest request;  // of `current`, or of the first load
@@ -42,7 +49,7 @@ struct AdapterRegistry::Entry {
   std::shared_ptr<const LoadedAdapter> current;
   std::shared_ptr<AdapterUsage> usage = std::make_shared<AdapterUsage>();
   JobPtr job;
-  std::vector<std::weak_ptr<const LoadedAdapter>> draining;  // replaced, maybe still used
+  std::vector<Draining> draining;
 };
 
 }  // namespace adapterd

@@ -100,7 +100,7 @@ class AdapterHandle {
   AdapterHandle(std::shared_ptr<const LoadedAdapter> adapter, std::shared_ptr<AdapterUsage> usage);
   ~AdapterHandle();
   AdapterHandle(AdapterHandle&&) noexcept = default;
-  AdapterHandle& operator=(AdapterHandle&&) noexcept = default;
+  AdapterHandle& operator=(AdapterHandle&& other) noexcept;  // lets go of what it held
 
   const LoadedAdapter& operator*() const { return *adapter_; }
   const LoadedAdapter* operator->() const { return adapter_.get(); }

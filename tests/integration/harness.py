@@ -250,7 +250,12 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self):
-        """The exit code, and whatever followed the ready line on standard output."""
+        """The exit code, and whatever followed the ready line on standard output.
+
+        Ends our connections: a client that no call keeps awake is slow to notice that it is asked to.
+        """
+        for client in self._clients:
+            client.close()
         try:
             rest, _ = self.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
@@ -261,9 +266,9 @@ class Server:
 
     def stop(self):
         """Ends the process and fails unless it ended well (a sanitizer's report is an exit code)."""
-        for client in self._clients:
-            client.close()
         if self.process.poll() is None:
+            for client in self._clients:
+                client.close()
             self.terminate()
             self.wait()
         code, stderr = self.process.returncode, self.stderr()

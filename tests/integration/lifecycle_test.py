@@ -12,15 +12,15 @@ from adapters import Q0, SMALL, delta_of, exact_adapter, write_adapter, write_fi
 from harness import ServerTest, apply_request, failure_of, fixtures, until
 from peft_rules import PeftAdapter
 from tensors import Array, array, from_proto, read_safetensors
-from adapterd.v1 import adapter_service_pb2
+from adapterd.v1 import adapter_pb2, adapter_service_pb2
 
 EXISTS = "ALREADY_EXISTS/ADAPTER_EXISTS"
 NOT_FOUND = "NOT_FOUND/ADAPTER_NOT_FOUND"
 DEADLINE = grpc.StatusCode.DEADLINE_EXCEEDED
 
-# Long enough to be seen running, for a request of ROWS rows.
-BUSY = {Q0: (2048, 2048, 256)}
-ROWS = 512
+# Much work for few bytes, sixteen times over in one request.
+BUSY = {Q0: (1024, 1024, 128)}
+ROWS = 64
 
 
 class LifecycleTest(ServerTest):
@@ -167,11 +167,13 @@ class UnloadTest(LifecycleTest):
 
     def hold(self):
         """A request for "a" that waits behind long ones: its reply's future."""
-        x = array(np.ones((ROWS, BUSY[Q0][0]))).proto()
-        self.queue = [self.client.apply_later(apply_request("busy", Q0, x)) for _ in range(24)]
-        until(lambda: self.client.get("busy").in_flight == len(self.queue), "a full queue")
-        held = self.server.connect().apply_later(self.request)
+        request = apply_request("busy", Q0, array(np.ones((ROWS, BUSY[Q0][0]))).proto())
+        request.ClearField("adapter")
+        request.segments.add().adapters.extend([adapter_pb2.AdapterRef(name="busy")] * 16)
+        self.queue = [self.client.apply_later(request) for _ in range(100)]
+        held = self.client.apply_later(self.request)  # arrives last on this connection
         until(lambda: self.client.get("a").in_flight == 1, "a request in flight")
+        self.assertFalse(held.done(), "there is work left")
         return held
 
     def finish(self):

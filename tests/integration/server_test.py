@@ -9,16 +9,16 @@ import grpc
 import numpy as np
 
 from adapters import Q0, delta_of, exact_adapter, write_adapter
-from harness import ServerTest, apply_request, find_tool, until
+from harness import ServerTest, apply_request, failure_of, find_tool, until
 from tensors import array, from_proto
 import health_pb2
 import reflection_pb2
-from adapterd.v1 import adapter_service_pb2
+from adapterd.v1 import adapter_pb2, adapter_service_pb2
 
 SERVICES = ["adapterd.v1.AdapterService", "adapterd.v1.MergeService",
             "adapterd.v1.ProjectionService"]
 ANY_PORT = ["--grpc-address=127.0.0.1:0", "--admin-address=127.0.0.1:0"]
-BUSY = {Q0: (2048, 2048, 256)}
+BUSY = {Q0: (1024, 1024, 128)}
 
 
 def health(client, service):
@@ -172,6 +172,10 @@ class ServingTest(ServerTest):
         self.assertEqual(server.http("/healthz")[:2], (200, "ok\n"))
         self.assertEqual(server.http("/readyz")[:2], (200, "ready\n"))
         self.assertEqual(server.http("/other")[0], 404)
+        with socket.create_connection(server.admin.split(":")) as kept:
+            kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            reply = kept.makefile("rb").read()  # to its end: an idle connection would hold a thread
+        self.assertIn(b"Connection: close", reply)
         status, text, headers = server.http("/metrics")
         self.assertEqual(status, 200)
         self.assertIn("text/plain; version=0.0.4", headers["Content-Type"])
@@ -258,8 +262,12 @@ class DrainTest(ServerTest):
         self.truth = exact_adapter(root / "busy", BUSY)
         self.server = self.start(f"--adapter-root={root}", "--load=busy=busy", "--threads=1",
                                  *flags)
+        # One adapter sixteen times over makes much work of few bytes.
         self.x = np.arange(64 * BUSY[Q0][0]).reshape(64, -1) % 7.0
         self.request = apply_request("busy", Q0, array(self.x).proto())
+        self.request.ClearField("adapter")
+        self.request.segments.add().adapters.extend([adapter_pb2.AdapterRef(name="busy")] * 16)
+        self.right = 16 * delta_of(self.truth, Q0, self.x)
 
     def begin(self, count):
         calls = [self.server.client.apply_later(self.request) for _ in range(count)]
@@ -267,19 +275,54 @@ class DrainTest(ServerTest):
                   "grpc_method": "ApplyProjection"}
         until(lambda: self.server.metric("grpc_server_started_total", **method) == count,
               "all requests to arrive")
-        self.assertFalse(calls[-1].done())
+        self.assertFalse(calls[-1].done(), "there is work left")
         return calls
+
+    def refused_while_draining(self):
+        """How a request is refused that needs no worker and so never waits, or None."""
+        try:
+            self.server.client.info()
+        except grpc.RpcError as error:
+            return failure_of(error)
+        return None
 
     def test_sigterm_loses_none_of_100_running_requests(self):
         self.serve("--drain-timeout=45s")
         calls = self.begin(100)
         self.server.terminate()
-        right = delta_of(self.truth, Q0, self.x)
+        for call in calls:
+            np.testing.assert_array_equal(from_proto(call.result().outputs[0].output).values(),
+                                          self.right)
+        self.assertEqual(self.server.wait(), (0, ""))
+        self.assertNotIn("drain_timeout", self.server.stderr())
+
+    def test_large_replies_reach_slow_readers_before_the_connection_closes(self):
+        """A closed socket throws away what the peer has not read when the peer still writes."""
+        root = self.folder()
+        truth = exact_adapter(root / "wide", {Q0: (16, 16384, 16)})
+        self.server = self.start(f"--adapter-root={root}", "--load=busy=wide", "--threads=1")
+        self.request = apply_request("busy", Q0, array(np.ones((64, 16))).proto())
+        clients = [self.server.connect() for _ in range(4)]
+        calls = [client.apply_later(self.request) for client in clients * 8]
+        calls[0].result()
+        self.server.terminate()
+        right = delta_of(truth, Q0, np.ones((64, 16)))
         for call in calls:
             np.testing.assert_array_equal(from_proto(call.result().outputs[0].output).values(),
                                           right)
-        self.assertEqual(self.server.wait(), (0, ""))
-        self.assertNotIn("drain_timeout", self.server.stderr())
+        self.assertEqual(self.server.wait()[0], 0)
+
+    def test_new_requests_are_told_to_go_elsewhere_while_old_ones_end(self):
+        self.serve("--drain-timeout=45s")
+        calls = self.begin(100)
+        self.server.terminate()
+        failure = until(self.refused_while_draining, "a refusal")
+        self.assertFalse(calls[-1].done(), "there is work left")
+        self.assertEqual(failure.status, "UNAVAILABLE/DRAINING")
+        self.assertGreater(failure.retry_seconds, 0)
+        for call in calls:
+            call.result()
+        self.assertEqual(self.server.wait()[0], 0)
 
     def test_readiness_ends_before_the_requests_do_and_life_does_not(self):
         self.serve("--drain-timeout=45s")
@@ -296,10 +339,9 @@ class DrainTest(ServerTest):
         self.serve("--drain-timeout=10ms")
         calls = self.begin(100)
         self.server.terminate()
-        code, _ = self.server.wait()
-        self.assertEqual(code, 1)
         with self.assertRaises(grpc.RpcError):
             calls[-1].result()
+        self.assertEqual(self.server.wait()[0], 1)
         self.assertIn("drain_timeout", self.server.stderr())
         self.server.process.returncode = 0  # as intended here; stop() would complain
 

@@ -80,12 +80,13 @@ struct FakeContent {
   std::vector<FakeModule> modules = {{}};
   int64_t changed_ns = 1;  // of its one file; long ago
   absl::Status open_error;
-  absl::Status read_error;          // of Read and Digest, after the gate
+  absl::Status read_error;                              // of Read and Digest, after the gate
   std::function<void(const Cancellation&)> while_read;  // called by both, after the gate
 };
 
 // One source: its content, its gates, and what was done with it.
 struct FakeSource {
+  uint64_t inode = 0;  // of its file
   absl::Mutex mutex;
   FakeContent content ABSL_GUARDED_BY(mutex);
   Gate open_gate;
@@ -144,7 +145,7 @@ class FakeReader final : public AdapterReader {
  public:
   FakeReader(FakeSource& source, FakeContent content)
       : source_(source), content_(std::move(content)), manifest_(ManifestOf(content_)) {
-    identity_.files = {{"weights", {1, 2, 3, content_.changed_ns, content_.changed_ns}}};
+    identity_.files = {{"weights", {1, source.inode, 1, content_.changed_ns, content_.changed_ns}}};
   }
 
   const std::shared_ptr<const AdapterManifest>& manifest() const override { return manifest_; }
@@ -157,9 +158,8 @@ class FakeReader final : public AdapterReader {
     RETURN_IF_ERROR(Check(cancellation, problems));
     std::vector<ModuleFactors> factors;
     for (const FakeModule& module : content_.modules) {
-      factors.push_back(
-          {FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f),
-           FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f)});
+      factors.push_back({FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f),
+                         FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f)});
     }
     return std::make_shared<const Adapter>(manifest_, DigestOf(content_), std::move(factors));
   }
@@ -200,7 +200,10 @@ class FakeSources {
   FakeSource& operator[](const std::string& path) {
     absl::MutexLock lock(&mutex_);
     std::unique_ptr<FakeSource>& source = sources_[path];
-    if (source == nullptr) source = std::make_unique<FakeSource>();
+    if (source == nullptr) {
+      source = std::make_unique<FakeSource>();
+      source->inode = sources_.size();
+    }
     return *source;
   }
 

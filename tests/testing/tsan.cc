@@ -120,6 +120,15 @@ bool Mutex::AwaitWithTimeout(const Condition& condition, Duration timeout) {
   return met;
 }
 
+bool Mutex::AwaitWithDeadline(const Condition& condition, Time deadline) {
+  static auto* const real = Real<bool(Mutex*, const Condition&, Time)>(
+      "_ZN4absl", "5Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE");
+  Before(this);
+  const bool met = Call(real, this, condition, deadline);
+  After(this);
+  return met;
+}
+
 void Notification::Notify() {
   static auto* const real = Real<void(Notification*)>("_ZN4absl", "12Notification6NotifyEv");
   Before(this);

@@ -154,6 +154,7 @@ TEST(PeftConfigTest, WrongValuesAreNamed) {
       {R"("exclude_modules": [null])", malformed, "exclude_modules"},
       {R"("layers_to_transform": "1")", malformed, "layers_to_transform"},
       {R"("layers_to_transform": [1.5])", malformed, "layers_to_transform"},
+      {R"("layers_to_transform": [0, null])", malformed, "layers_to_transform"},
       {R"("layers_to_transform": true)", malformed, "layers_to_transform"},
       {R"("layers_to_transform": [1], "layers_pattern": 3)", malformed, "layers_pattern"},
       {R"("layers_pattern": "layers")", malformed, "layers_pattern", "without layers_to_transform"},

@@ -33,6 +33,13 @@ TEST(PatternKeysTest, AgreesWithPython) {
   }
 }
 
+TEST(PatternKeysTest, MemoryIsBounded) {
+  std::vector<std::string> keys;
+  for (int i = 0; i < 5000; ++i) keys.push_back("(?:ab){2000}" + std::to_string(i));
+  PatternKeys patterns;
+  EXPECT_THAT(patterns.Compile(keys), HasReason(Reason::kMalformedConfig));
+}
+
 TEST(PatternKeysTest, FindsAllInFileOrder) {
   PatternKeys keys;
   ASSERT_THAT(keys.Compile({"q_proj", "v_proj", ".*_proj", "self_attn.q_proj"}), IsOk());

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "core/adapter/peft_keys.h"
 #include "tests/core/adapter/adapter_folder.h"
 
 namespace adapterd {
@@ -106,6 +107,8 @@ struct BadFile {
 
 TEST(PeftPlanTest, BrokenPairsAreNamed) {
   const std::string q = "m.0.q_proj";
+  std::string deep_path;
+  for (size_t i = 0; i < kMaxPathComponents; ++i) deep_path += "m.";
   const std::vector<BadFile> cases = {
       {"no tensors", [](AdapterFolder& f) {}, Reason::kInvalidAdapter, ""},
       {"A alone",
@@ -210,6 +213,8 @@ TEST(PeftPlanTest, BrokenPairsAreNamed) {
          f.AddPair(q);
          f.Add("b.q_proj.lora_A.y.weight", {2, 4}).Add("b.q_proj.lora_B.y.weight", {4, 2});
        },
+       Reason::kInvalidAdapter, ""},
+      {"deep path", [&](AdapterFolder& f) { f.AddPair(deep_path + "q_proj"); },
        Reason::kInvalidAdapter, ""},
       {"control character", [&](AdapterFolder& f) { f.AddPair("a\tb.q_proj"); },
        Reason::kInvalidAdapter, "base_model.model.a\\x09b.q_proj.lora_A.weight"},
@@ -327,8 +332,11 @@ TEST(PeftPlanTest, RefusedSwitchesExplainTheirTensors) {
       .AddPair("m.0.mlp.experts", 8)
       .AddPair("m.0.mlp.experts.base_layer", 8);
   experts.Config({{"target_parameters", R"(["mlp.experts.down_proj"])"}});
-  EXPECT_EQ(experts.WriteAndOpen(), nullptr);
-  EXPECT_THAT(experts.problems().items(), ElementsAre(IsError(unsupported, "target_parameters")));
+  for (const char* targets : {R"(["q_proj"])", "null"}) {
+    experts.Config({{"target_modules", targets}});
+    EXPECT_EQ(experts.WriteAndOpen(), nullptr);
+    EXPECT_THAT(experts.problems().items(), ElementsAre(IsError(unsupported, "target_parameters")));
+  }
 }
 
 TEST(PeftPlanTest, AllPlantedProblemsAreFound) {

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
@@ -47,6 +48,19 @@ TEST(SafetensorsWriterTest, WritesTheSameBytesAsTheReference) {
 TEST(SafetensorsWriterTest, AnEmptyFileIsTheReferencesToo) {
   ASSERT_OK_AND_ASSIGN(const std::string file, SerializeSafetensors({}, {}));
   EXPECT_EQ(file, LittleEndian64(8) + "{}      ");
+}
+
+TEST(SafetensorsWriterTest, WritesTheExampleOfTheFormatsPage) {
+  ASSERT_OK_AND_ASSIGN(
+      const std::string file,
+      SerializeSafetensors({TensorOf("s", DType::kI32, {}, std::string_view("\1\0\0\0", 4)),
+                            TensorOf("e", DType::kF32, {0, 2}, "")},
+                           {}));
+  EXPECT_EQ(file, LittleEndian64(112) +
+                      R"({"e":{"dtype":"F32","shape":[0,2],"data_offsets":[0,0]},)"
+                      R"("s":{"dtype":"I32","shape":[],"data_offsets":[0,4]}})" +
+                      std::string("    \1\0\0\0", 8));
+  EXPECT_EQ(file.size(), 124u);
 }
 
 TEST(SafetensorsWriterTest, FilesOfAnotherWriterSurviveTheRoundTrip) {

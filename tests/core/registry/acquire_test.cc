@@ -59,7 +59,7 @@ TEST_P(AcquireTest, MovedHandlesCountOnce) {
   EXPECT_EQ(registry_->Get("b")->in_flight, 1);
   handles.clear();
   EXPECT_EQ(registry_->Get("b")->in_flight, 1);
-  ASSERT_OK_AND_ASSIGN(const UnloadResult unloaded, Unload({"a"}));
+  ASSERT_OK_AND_ASSIGN(const UnloadResult unloaded, Unload(UnloadOf("a")));
   EXPECT_TRUE(unloaded.freed);
 }
 

@@ -86,7 +86,7 @@ TEST_P(CancelTest, ACallerThatWaitsForAnotherLoadCanGiveUp) {
   LoadRequest pinned = Request("x");
   pinned.pinned = true;
   Started other = StartLoad(pinned);
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   registry_->Cancel(other.ticket);
   registry_->Cancel(unload.ticket);
   EXPECT_THAT(other.pending.Wait(), StatusIs(absl::StatusCode::kCancelled));
@@ -107,7 +107,7 @@ TEST_P(CancelTest, CancelAfterTheAnswerChangesNothing) {
 TEST_P(CancelTest, AnUnloadWhoseNameIsGoneStillFreesTheMemory) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   registry_->Cancel(unload.ticket);
   EXPECT_FALSE(unload.pending.answered());
   handles.clear();
@@ -136,7 +136,7 @@ TEST_P(CancelTest, TheDestructorStartsNothingForThoseThatWaited) {
   Started load = BlockedLoad();
   Started other = StartLoad(Request("x", "b"));
   StartedAcquire acquire = StartAcquire({{"x", ""}});
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   source_.read_gate.Open();
   registry_.reset();
   EXPECT_THAT(load.pending.Wait(), StatusIs(absl::StatusCode::kCancelled));

@@ -245,7 +245,7 @@ TEST_P(LoadTest, AFailedLoadLeavesNothingBehind) {
 
     sources_.Put("a");  // the name and its public id are free again
     ASSERT_THAT(Load(Request("x")), IsOk());
-    ASSERT_THAT(Unload({"x"}), IsOk());
+    ASSERT_THAT(Unload(UnloadOf("x")), IsOk());
   }
 }
 
@@ -255,8 +255,7 @@ TEST_P(LoadTest, AnAdapterThatDoesNotFitIsNotRead) {
   Start(BytesOf(content) - 1);
   const absl::StatusOr<LoadResult> result = Load(Request("x"));
   EXPECT_THAT(result, HasReason(Reason::kMemoryBudgetExceeded));
-  EXPECT_THAT(result.status(),
-              HasErrorMetadata("needed_bytes", std::to_string(BytesOf(content))));
+  EXPECT_THAT(result.status(), HasErrorMetadata("needed_bytes", std::to_string(BytesOf(content))));
   EXPECT_THAT(result.status(), HasErrorMetadata("used_bytes", "0"));
   EXPECT_THAT(result.status(),
               HasErrorMetadata("budget_bytes", std::to_string(BytesOf(content) - 1)));

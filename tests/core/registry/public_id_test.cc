@@ -14,10 +14,8 @@ INSTANTIATE_TEST_SUITE_P(Threads, PublicIdTest, ::testing::Values(1, 4), Threads
 
 TEST_P(PublicIdTest, TheTemplateIsFilledIn) {
   const std::pair<const char*, const char*> cases[] = {
-      {"{base}:{name}", "base:x"},
-      {"{name}", "x"},
-      {"{name}/{name}@{base}", "x/x@base"},
-      {"fixed", "fixed"},
+      {"{base}:{name}", "base:x"},          {"{name}", "x"},
+      {"{name}/{name}@{base}", "x/x@base"}, {"fixed", "fixed"},
       {"{other}{name}", "{other}x"},
   };
   for (const auto& [id_template, expected] : cases) {
@@ -50,7 +48,7 @@ TEST_P(PublicIdTest, TwoNamesCannotShareOne) {
 TEST_P(PublicIdTest, AnUnloadReleasesIt) {
   Start(kRoomy, "{base}");
   ASSERT_THAT(Load(Request("x")), IsOk());
-  ASSERT_THAT(Unload({"x"}), IsOk());
+  ASSERT_THAT(Unload(UnloadOf("x")), IsOk());
   EXPECT_THAT(Load(Request("y")), IsOk());
 }
 

@@ -65,6 +65,13 @@ class RegistryTest : public ::testing::TestWithParam<int> {
     return StartLoad(std::move(request)).pending.Wait();
   }
 
+  static UnloadRequest UnloadOf(const std::string& name, const std::string& revision = "") {
+    UnloadRequest request;
+    request.name = name;
+    request.revision = revision;
+    return request;
+  }
+
   struct StartedUnload {
     Pending<UnloadResult> pending;
     AdapterRegistry::TicketPtr ticket;

@@ -143,7 +143,7 @@ TEST_P(ReplaceTest, ACancelledReplaceLeavesTheOldServing) {
   EXPECT_THAT(started.pending.Wait(), StatusIs(absl::StatusCode::kCancelled));
   sources_["two"].read_gate.Open();
   // The unload waits for the dropped load to end.
-  ASSERT_OK_AND_ASSIGN(const UnloadResult unloaded, Unload({"x", DigestOf(one_).revision}));
+  ASSERT_OK_AND_ASSIGN(const UnloadResult unloaded, Unload(UnloadOf("x", DigestOf(one_).revision)));
   EXPECT_EQ(unloaded.freed_bytes, BytesOf(one_));
   EXPECT_EQ(budget_->used(), 0);
 }

@@ -53,7 +53,7 @@ TEST_P(StressTest, ConcurrentUseEndsWithEveryByteGivenBack) {
           break;
         }
         case 2: {
-          UnloadRequest request{name};
+          UnloadRequest request = UnloadOf(name);
           request.wait = pick(2) == 0;
           EXPECT_THAT(Unload(request), IsAnAnswer());
           break;
@@ -80,7 +80,7 @@ TEST_P(StressTest, ConcurrentUseEndsWithEveryByteGivenBack) {
   for (int t = 0; t < kThreads; ++t) threads.emplace_back(work, t);
   for (std::thread& thread : threads) thread.join();
 
-  for (const std::string& name : names) EXPECT_THAT(Unload({name}).status(), IsAnAnswer());
+  for (const std::string& name : names) EXPECT_THAT(Unload(UnloadOf(name)).status(), IsAnAnswer());
   EXPECT_THAT(Names(), IsEmpty());
   EXPECT_EQ(budget_->used(), 0);
 }
@@ -115,7 +115,7 @@ TEST_P(StressTest, AReplaceInUseNeverShowsHalfOfEachRevision) {
   }
   done = true;
   for (std::thread& thread : readers) thread.join();
-  ASSERT_OK_AND_ASSIGN(const UnloadResult unloaded, Unload({"x"}));
+  ASSERT_OK_AND_ASSIGN(const UnloadResult unloaded, Unload(UnloadOf("x")));
   EXPECT_TRUE(unloaded.freed);
   EXPECT_EQ(budget_->used(), 0);
 }

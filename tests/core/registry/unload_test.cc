@@ -18,19 +18,19 @@ INSTANTIATE_TEST_SUITE_P(Threads, UnloadTest, ::testing::Values(1, 4), ThreadsNa
 
 TEST_P(UnloadTest, AnUnusedAdapterIsFreedAtOnce) {
   ASSERT_THAT(Load(Request("x")), IsOk());
-  ASSERT_OK_AND_ASSIGN(const UnloadResult result, Unload({"x"}));
+  ASSERT_OK_AND_ASSIGN(const UnloadResult result, Unload(UnloadOf("x")));
   EXPECT_EQ(result.freed_bytes, BytesOf(content_));
   EXPECT_TRUE(result.freed);
   EXPECT_EQ(budget_->used(), 0);
   EXPECT_THAT(Names(), IsEmpty());
-  EXPECT_THAT(Unload({"x"}), HasReason(Reason::kAdapterNotFound));
+  EXPECT_THAT(Unload(UnloadOf("x")), HasReason(Reason::kAdapterNotFound));
 }
 
 TEST_P(UnloadTest, TheAnswerWaitsForTheLastHandle) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles first, Acquire({{"x", ""}}));
   ASSERT_OK_AND_ASSIGN(Handles second, Acquire({{"x", ""}}));
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   EXPECT_THAT(registry_->Get("x"), HasReason(Reason::kAdapterNotFound));
   EXPECT_THAT(Acquire({{"x", ""}}), HasReason(Reason::kAdapterNotFound));
   EXPECT_EQ(budget_->used(), BytesOf(content_));
@@ -48,9 +48,8 @@ TEST_P(UnloadTest, TheBytesAreFreeBeforeTheAnswer) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
   int64_t used_when_answered = -1;
-  registry_->Unload({"x"}, [&](absl::StatusOr<UnloadResult>) {
-    used_when_answered = budget_->used();
-  });
+  registry_->Unload(UnloadOf("x"),
+                    [&](absl::StatusOr<UnloadResult>) { used_when_answered = budget_->used(); });
   handles.clear();
   EXPECT_EQ(used_when_answered, 0);
 }
@@ -59,9 +58,8 @@ TEST_P(UnloadTest, TheAnswerMayUseTheRegistry) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
   bool listed = false;
-  registry_->Unload({"x"}, [&](absl::StatusOr<UnloadResult>) {
-    listed = registry_->List().empty();
-  });
+  registry_->Unload(UnloadOf("x"),
+                    [&](absl::StatusOr<UnloadResult>) { listed = registry_->List().empty(); });
   handles.clear();
   EXPECT_TRUE(listed);
 }
@@ -73,7 +71,7 @@ TEST_P(UnloadTest, DrainingRevisionsAreWaitedForToo) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles old, Acquire({{"x", ""}}));
   ASSERT_THAT(Load(Replacing(Request("x", "two"))), IsOk());
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   EXPECT_FALSE(unload.pending.answered());
   EXPECT_EQ(budget_->used(), BytesOf(content_));
   old.clear();
@@ -84,7 +82,7 @@ TEST_P(UnloadTest, DrainingRevisionsAreWaitedForToo) {
 TEST_P(UnloadTest, WithoutWaitingItAnswersWhatIsFreeSoFar) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
-  UnloadRequest request{"x"};
+  UnloadRequest request = UnloadOf("x");
   request.wait = false;
   ASSERT_OK_AND_ASSIGN(const UnloadResult busy, Unload(request));
   EXPECT_EQ(busy.freed_bytes, 0);
@@ -102,7 +100,7 @@ TEST_P(UnloadTest, WithoutWaitingItAnswersWhatIsFreeSoFar) {
 TEST_P(UnloadTest, ANameCanBeLoadedAgainWhileItsOldAdapterDrains) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   ASSERT_OK_AND_ASSIGN(const LoadResult again, Load(Request("x")));
   EXPECT_EQ(again.adapter.use_count, 0);
   EXPECT_EQ(budget_->used(), 2 * BytesOf(content_));
@@ -116,11 +114,11 @@ TEST_P(UnloadTest, APinnedAdapterNeedsForce) {
   LoadRequest request = Request("x");
   request.pinned = true;
   ASSERT_THAT(Load(request), IsOk());
-  const absl::StatusOr<UnloadResult> refused = Unload({"x"});
+  const absl::StatusOr<UnloadResult> refused = Unload(UnloadOf("x"));
   EXPECT_THAT(refused, HasReason(Reason::kAdapterPinned));
   EXPECT_THAT(refused.status(), HasErrorMetadata("adapter", "x"));
   EXPECT_THAT(Acquire({{"x", ""}}), IsOk());
-  UnloadRequest forced{"x"};
+  UnloadRequest forced = UnloadOf("x");
   forced.force = true;
   EXPECT_THAT(Unload(forced), IsOk());
   EXPECT_EQ(budget_->used(), 0);
@@ -128,16 +126,16 @@ TEST_P(UnloadTest, APinnedAdapterNeedsForce) {
 
 TEST_P(UnloadTest, AnotherRevisionIsNotUnloaded) {
   ASSERT_THAT(Load(Request("x")), IsOk());
-  const absl::StatusOr<UnloadResult> refused = Unload({"x", "another"});
+  const absl::StatusOr<UnloadResult> refused = Unload(UnloadOf("x", "another"));
   EXPECT_THAT(refused, HasReason(Reason::kRevisionMismatch));
   EXPECT_THAT(refused.status(), HasErrorMetadata("expected", "another"));
   EXPECT_THAT(refused.status(), HasErrorMetadata("actual", DigestOf(content_).revision));
   EXPECT_EQ(budget_->used(), BytesOf(content_));
-  EXPECT_THAT(Unload({"x", DigestOf(content_).revision}), IsOk());
+  EXPECT_THAT(Unload(UnloadOf("x", DigestOf(content_).revision)), IsOk());
 }
 
 TEST_P(UnloadTest, AnUnknownNameIsNotFound) {
-  const absl::StatusOr<UnloadResult> refused = Unload({"x"});
+  const absl::StatusOr<UnloadResult> refused = Unload(UnloadOf("x"));
   EXPECT_THAT(refused, HasReason(Reason::kAdapterNotFound));
   EXPECT_THAT(refused.status(), HasErrorMetadata("adapter", "x"));
 }
@@ -147,7 +145,7 @@ TEST_P(UnloadTest, ItWaitsForALoadThatIsRunning) {
   source.read_gate.Close();
   Started load = StartLoad(Request("x"));
   source.read_gate.AwaitVisitor();
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   EXPECT_FALSE(unload.pending.answered());
   source.read_gate.Open();
   EXPECT_THAT(load.pending.Wait(), IsOk());
@@ -162,7 +160,7 @@ TEST_P(UnloadTest, ItFindsNothingWhenTheRunningLoadFails) {
   source.read_gate.Close();
   Started load = StartLoad(Request("x"));
   source.read_gate.AwaitVisitor();
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   source.read_gate.Open();
   EXPECT_THAT(load.pending.Wait(), HasReason(Reason::kNonFiniteWeights));
   EXPECT_THAT(unload.pending.Wait(), HasReason(Reason::kAdapterNotFound));
@@ -175,7 +173,7 @@ TEST_P(UnloadTest, TheLastHandleMayGoOnAnyThread) {
     ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
     all.push_back(std::move(handles));
   }
-  StartedUnload unload = StartUnload({"x"});
+  StartedUnload unload = StartUnload(UnloadOf("x"));
   std::vector<std::thread> threads;
   for (Handles& handles : all) {
     threads.emplace_back([&handles] { handles.clear(); });

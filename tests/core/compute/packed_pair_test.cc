@@ -1,0 +1,116 @@
+// How many bytes packing takes, and what it takes as input.
+#include "core/compute/packed_pair.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "tests/core/compute/projection_fixture.h"
+
+namespace adapterd {
+namespace {
+
+std::vector<ComputeType> TypesOfThisCpu() {
+  std::vector<ComputeType> types = {ComputeType::kF32};
+  const DType bf16 = DType::kBF16;
+  if (SharedKernels().ComputeTypeFor(bf16, bf16, bf16) == ComputeType::kBF16) {
+    types.push_back(ComputeType::kBF16);
+  }
+  return types;
+}
+
+DType StoredType(ComputeType type) {
+  return type == ComputeType::kBF16 ? DType::kBF16 : DType::kF32;
+}
+
+TEST(PackedPairTest, HoldsExactlyTheBytesThatWerePromised) {
+  for (const ComputeType type : TypesOfThisCpu()) {
+    for (const int64_t in : {1, 17, 64, 1000}) {
+      for (const int64_t rank : {1, 3, 8, 16, 24, 33, 64, 65, 100, 300}) {
+        for (const int64_t out : {1, 63, 64, 130, 5000}) {
+          const PairShape shape = {in, rank, out};
+          const TestPair pair(StoredType(type), StoredType(type), shape, 1);
+          ASSERT_OK_AND_ASSIGN(const auto packed, PackedPair::Pack(SharedKernels(), pair.a.view(),
+                                                                   pair.b.view(), type));
+          ASSERT_OK_AND_ASSIGN(const int64_t promised,
+                               PackedPair::BytesFor(SharedKernels(), shape, type));
+          EXPECT_EQ(packed->bytes(), promised);
+          EXPECT_EQ(packed->shape(), shape);
+          EXPECT_EQ(packed->type(), type);
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedPairTest, GrowsTheUsualRanksLittle) {
+  for (const ComputeType type : TypesOfThisCpu()) {
+    for (const int64_t rank : {16, 32, 64, 128, 256}) {
+      const PairShape shape = {4096, rank, 4096};
+      ASSERT_OK_AND_ASSIGN(const int64_t packed,
+                           PackedPair::BytesFor(SharedKernels(), shape, type));
+      const int64_t stored =
+          rank * (shape.in_features + shape.out_features) * FloatBytes(StoredType(type));
+      EXPECT_LE(static_cast<double>(packed), (rank < 32 ? 2.2 : 1.2) * static_cast<double>(stored))
+          << "rank " << rank;
+    }
+  }
+}
+
+TEST(PackedPairTest, RefusesSizesThatDoNotFit) {
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+  for (const ComputeType type : TypesOfThisCpu()) {
+    for (const PairShape& shape :
+         {PairShape{kMax, 1, 1}, PairShape{1, kMax, 1}, PairShape{1, 1, kMax},
+          PairShape{int64_t{1} << 31, int64_t{1} << 30, 1},
+          PairShape{int64_t{1} << 30, (int64_t{1} << 31) - 1, int64_t{1} << 30}}) {
+      EXPECT_THAT(PackedPair::BytesFor(SharedKernels(), shape, type),
+                  HasReason(Reason::kShapeMismatch));
+    }
+  }
+}
+
+TEST(PackedPairTest, TakesFactorsAtAnyAddress) {
+  ThreadPool pool("compute", 1, PrepareComputeThread);
+  for (const DType type : kFloatTypes) {
+    TestPair aligned(type, type, {40, 16, 70}, 1);
+    TestPair shifted = aligned;
+    shifted.a = TestMatrix::Random(type, 16, 40, 1, 1, /*offset=*/1);
+    shifted.b = TestMatrix::Random(type, 70, 16, 2, 1, /*offset=*/3);
+    const auto input = TestMatrix::Random(type, 4, 40, 9);
+    std::vector<TestMatrix> outputs;
+    for (const TestPair* pair : {&aligned, &shifted}) {
+      const auto packed = pair->Pack(type);
+      outputs.emplace_back(type, 4, 70);
+      ProjectionTarget target;
+      target.segments = {{4, {{packed.get(), 1}}}};
+      target.output = outputs.back().mutable_view();
+      ASSERT_THAT(
+          ApplyProjection(SharedKernels(), pool, input.view(), {&target, 1}, Cancellation()),
+          IsOk());
+    }
+    EXPECT_TRUE(outputs[0] == outputs[1]) << DTypeName(type);
+  }
+}
+
+TEST(PackedPairTest, MayOutliveItsKernels) {
+  const TestPair pair(DType::kF32, DType::kF32, {8, 4, 8}, 1);
+  std::unique_ptr<const PackedPair> packed;
+  {
+    const Kernels kernels;
+    ASSERT_OK_AND_ASSIGN(
+        packed, PackedPair::Pack(kernels, pair.a.view(), pair.b.view(), ComputeType::kF32));
+  }
+  const auto input = TestMatrix::Random(DType::kF32, 2, 8, 9);
+  TestMatrix output(DType::kF32, 2, 8);
+  ThreadPool pool("compute", 1, PrepareComputeThread);
+  ProjectionTarget target;
+  target.segments = {{2, {{packed.get(), 1}}}};
+  target.output = output.mutable_view();
+  ASSERT_THAT(ApplyProjection(SharedKernels(), pool, input.view(), {&target, 1}, Cancellation()),
+              IsOk());
+  ExpectNearOracle(input, {&pair}, nullptr, output);
+}
+
+}  // namespace
+}  // namespace adapterd
