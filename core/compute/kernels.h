@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/tensor/dtype.h"
 
@@ -32,6 +33,10 @@ class Kernels {
   // kBF16 when the input and both factors are BF16 and the CPU multiplies BF16 at full rate; every
   // other mix computes in F32, which holds all three types exactly.
   ComputeType ComputeTypeFor(DType input, DType lora_a, DType lora_b) const;
+
+  // Shapes in use for which oneDNN has only its reference loops, hundreds of times slower than the
+  // rest. Empty on the CPUs that we know.
+  std::vector<std::string> SlowMatmuls() const;
 
   class Impl;
   Impl& impl() const { return *impl_; }  // for this room only

@@ -77,9 +77,9 @@ class DeltaProduct {
       std::fill_n(delta, count * chunk.columns, 0.0f);
       return delta;
     }
-    RETURN_IF_ERROR(kernels_.Run({plan.type, bucket, plan.k, chunk.columns, plan.k, plan.layout(),
-                                  chunk.columns, /*accumulate=*/false},
-                                 rows, chunk.weights, delta));
+    RETURN_IF_ERROR(
+        kernels_.Run({plan.type, bucket, plan.k, chunk.columns, plan.panel, /*accumulate=*/false},
+                     rows, chunk.weights, delta));
     return delta;
   }
 

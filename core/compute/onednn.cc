@@ -19,9 +19,9 @@ namespace {
 using DataType = dnnl::memory::data_type;
 using FormatTag = dnnl::memory::format_tag;
 
-// A compiled matmul takes 10 to 50 KB. Shapes come from the adapters that clients load, so both
-// caches are emptied when they reach a size that no sane set of adapters does.
-constexpr size_t kMaxMatmuls = 4096;
+// A compiled matmul takes about 100 KB. Shapes come from the adapters that clients load, so both
+// caches are emptied when they are full. That costs little: oneDNN itself keeps the 1024 used last.
+constexpr size_t kMaxMatmuls = 1024;
 constexpr size_t kMaxMatmulsPerThread = 1024;
 
 bool Includes(dnnl::cpu_isa isa, dnnl::cpu_isa part) {
@@ -57,13 +57,13 @@ FormatTag PanelTag(ComputeType type, int64_t panel) {
   }
 }
 
-dnnl::memory::desc RowMajor(DataType type, int64_t rows, int64_t cols, int64_t stride) {
-  return {dnnl::memory::dims{rows, cols}, type, dnnl::memory::dims{stride, 1}};
+dnnl::memory::desc RowMajor(DataType type, int64_t rows, int64_t cols) {
+  return {dnnl::memory::dims{rows, cols}, type, FormatTag::ab};
 }
 
-dnnl::memory::desc WeightsDesc(ComputeType type, int64_t k, int64_t n, const PanelLayout& layout) {
-  if (layout.panel == 0) return RowMajor(TypeOf(type), k, n, layout.stride);
-  return {dnnl::memory::dims{k, n}, TypeOf(type), PanelTag(type, layout.panel)};
+dnnl::memory::desc WeightsDesc(ComputeType type, int64_t k, int64_t n, int64_t panel) {
+  if (panel == 0) return RowMajor(TypeOf(type), k, n);
+  return {dnnl::memory::dims{k, n}, TypeOf(type), PanelTag(type, panel)};
 }
 
 dnnl::matmul::primitive_desc Describe(const dnnl::engine& engine, const MatmulShape& shape) {
@@ -75,9 +75,9 @@ dnnl::matmul::primitive_desc Describe(const dnnl::engine& engine, const MatmulSh
     sum.append_sum(1.0f);
     attributes.set_post_ops(sum);
   }
-  const auto source = RowMajor(TypeOf(shape.type), shape.rows, shape.k, shape.source_stride);
-  const auto weights = WeightsDesc(shape.type, shape.k, shape.n, shape.weights);
-  const auto destination = RowMajor(DataType::f32, shape.rows, shape.n, shape.destination_stride);
+  const auto source = RowMajor(TypeOf(shape.type), shape.rows, shape.k);
+  const auto weights = WeightsDesc(shape.type, shape.k, shape.n, shape.panel);
+  const auto destination = RowMajor(DataType::f32, shape.rows, shape.n);
 #if DNNL_VERSION_MAJOR >= 3
   return {engine, source, weights, destination, attributes, /*allow_empty=*/true};
 #else
@@ -86,16 +86,18 @@ dnnl::matmul::primitive_desc Describe(const dnnl::engine& engine, const MatmulSh
 #endif
 }
 
+std::string_view Implementation(const dnnl::matmul::primitive_desc& description) {
+  return description.impl_info_str();
+}
+
 // oneDNN accepts any layout, but only its "brg" kernels are fast on panels.
 bool PanelsAreFast(const dnnl::engine& engine, ComputeType type) {
   constexpr int64_t kRows = 16;
   constexpr int64_t kK = 64;
   for (const int64_t panel : {16, 32, 48, 64}) {
-    const MatmulShape shape = {type, kRows, kK, panel, kK, {panel, 0}, panel, true};
+    const MatmulShape shape = {type, kRows, kK, panel, panel, /*accumulate=*/true};
     const auto description = Describe(engine, shape);
-    if (!description || !std::string_view(description.impl_info_str()).starts_with("brg")) {
-      return false;
-    }
+    if (!description || !Implementation(description).starts_with("brg")) return false;
   }
   return true;
 }
@@ -211,10 +213,9 @@ std::string Kernels::Impl::isa() const {
 }
 
 absl::StatusOr<dnnl::memory> Kernels::Impl::Weights(ComputeType type, int64_t k, int64_t n,
-                                                    const PanelLayout& layout,
-                                                    const std::byte* data) const {
+                                                    int64_t panel, const std::byte* data) const {
   try {
-    return dnnl::memory(WeightsDesc(type, k, n, layout), engine_, const_cast<std::byte*>(data));
+    return dnnl::memory(WeightsDesc(type, k, n, panel), engine_, const_cast<std::byte*>(data));
   } catch (const dnnl::error& error) {
     return FromError(error, "take weights");
   }
@@ -233,6 +234,15 @@ absl::StatusOr<std::shared_ptr<const Matmul>> Kernels::Impl::Find(const MatmulSh
 }
 
 absl::Status Kernels::Impl::Prepare(const MatmulShape& shape) { return Find(shape).status(); }
+
+std::vector<std::string> Kernels::Impl::SlowMatmuls() {
+  std::vector<std::string> slow;
+  absl::ReaderMutexLock lock(&mutex_);
+  for (const auto& [shape, matmul] : matmuls_) {
+    if (matmul->is_slow) slow.push_back(Describe(shape));
+  }
+  return slow;
+}
 
 absl::Status Kernels::Impl::Run(const MatmulShape& shape, const void* source,
                                 const dnnl::memory& weights, float* destination) {

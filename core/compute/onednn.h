@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -18,41 +19,30 @@
 
 namespace adapterd {
 
-// How the weights of a matmul, [k, n], lie in memory.
-//
-// panel == 0: row-major, `stride` elements from row to row.
-// panel == 16, 32, 48 or 64: panels of that many columns, one after the other; within a panel row
-// after row, BF16 in pairs of rows interleaved by element. k and n are rounded up with zeros, to
-// PanelRows(type) and to `panel`. oneDNN calls this BA16a64b, and BA16a64b2a for BF16.
-struct PanelLayout {
-  int64_t panel = 0;
-  int64_t stride = 0;
-
-  bool operator==(const PanelLayout&) const = default;
-};
-
-constexpr int64_t PanelRows(ComputeType type) { return type == ComputeType::kBF16 ? 32 : 16; }
 constexpr int64_t ElementBytes(ComputeType type) { return type == ComputeType::kBF16 ? 2 : 4; }
 
-// destination [rows, n] = source [rows, k] x weights [k, n], F32 sums and destination. Everything
-// that the machine code depends on; strides are in elements.
+// destination [rows, n] = source [rows, k] x weights [k, n], with F32 sums and destination. All
+// three are dense: for anything with gaps oneDNN has only loops that are hundreds of times slower.
 struct MatmulShape {
   ComputeType type = ComputeType::kF32;  // of source and weights
   int64_t rows = 0;
   int64_t k = 0;
   int64_t n = 0;
-  int64_t source_stride = 0;
-  PanelLayout weights;
-  int64_t destination_stride = 0;
+  // How the weights lie in memory. 0: row-major. 16, 32, 48 or 64: panels of that many columns, one
+  // after the other; within a panel row after row, BF16 in pairs of rows interleaved by element. k
+  // and n are then rounded up with zeros, to PanelRows(type) and to `panel`. oneDNN calls this
+  // BA16a64b, and BA16a64b2a for BF16.
+  int64_t panel = 0;
   bool accumulate = false;  // adds to what the destination holds
 
   bool operator==(const MatmulShape&) const = default;
   template <typename H>
   friend H AbslHashValue(H h, const MatmulShape& s) {
-    return H::combine(std::move(h), s.type, s.rows, s.k, s.n, s.source_stride, s.weights.panel,
-                      s.weights.stride, s.destination_stride, s.accumulate);
+    return H::combine(std::move(h), s.type, s.rows, s.k, s.n, s.panel, s.accumulate);
   }
 };
+
+constexpr int64_t PanelRows(ComputeType type) { return type == ComputeType::kBF16 ? 32 : 16; }
 
 // One compiled matmul. Immutable; any number of threads may execute it at once, because its
 // scratchpad belongs to the caller.
@@ -61,6 +51,7 @@ struct Matmul {
   dnnl::memory::desc destination;
   dnnl::memory::desc scratchpad;
   dnnl::matmul primitive;
+  bool is_slow = false;  // oneDNN's reference loops
 };
 
 // Threads: all methods may be called from any thread.
@@ -76,12 +67,15 @@ class Kernels::Impl {
     return type == ComputeType::kBF16 ? has_bf16_panels_ : has_f32_panels_;
   }
 
-  // What Run takes as weights. `data` must hold k x n elements in `layout` and outlive the result.
-  absl::StatusOr<dnnl::memory> Weights(ComputeType type, int64_t k, int64_t n,
-                                       const PanelLayout& layout, const std::byte* data) const;
+  // What Run takes as weights. `data` must hold k x n elements, laid out for `panel`, and outlive
+  // the result.
+  absl::StatusOr<dnnl::memory> Weights(ComputeType type, int64_t k, int64_t n, int64_t panel,
+                                       const std::byte* data) const;
 
   // Compiles the matmul unless that has been done: so that no request has to.
   absl::Status Prepare(const MatmulShape& shape) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  std::vector<std::string> SlowMatmuls() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Source and destination need the alignment of their elements. `weights` is only read.
   absl::Status Run(const MatmulShape& shape, const void* source, const dnnl::memory& weights,

@@ -58,7 +58,8 @@ void TransposeWords(const MatrixView& source, int64_t per_word, int64_t width, i
 }  // namespace
 
 MatrixPlan MatrixPlan::Wide(const Kernels::Impl& kernels, ComputeType type, int64_t k, int64_t n) {
-  return {type, k, n, kernels.has_panels(type) && k > kRowMajorRows ? kWidestPanel : 0};
+  const bool panels = kernels.has_panels(type) && k > kRowMajorRows;
+  return {type, k, n, panels ? kWidestPanel : 0, std::min(n, kChunkColumns)};
 }
 
 int64_t MatrixPlan::stored_k() const { return panel == 0 ? k : RoundUp(k, PanelRows(type)); }
@@ -81,40 +82,48 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
     return Error(Reason::kShapeMismatch, "a matrix is too large to pack");
   }
   PackedMatrix matrix(plan, *bytes);
-  for (int64_t first = 0; first < plan.n; first += kChunkColumns) {
-    const int64_t columns = std::min(kChunkColumns, plan.n - first);
-    const int64_t offset = plan.panel == 0 ? first : first * plan.stored_k();
-    ASSIGN_OR_RETURN(dnnl::memory weights,
-                     kernels.Weights(plan.type, plan.k, columns, plan.layout(),
-                                     matrix.buffer_.data() + offset * ElementBytes(plan.type)));
-    matrix.chunks_.push_back({first, columns, std::move(weights)});
+  for (int64_t first = 0; first < plan.n; first += plan.chunk) {
+    Chunk chunk = {first, std::min(plan.chunk, plan.n - first), {}};
+    ASSIGN_OR_RETURN(chunk.weights, kernels.Weights(plan.type, plan.k, chunk.columns, plan.panel,
+                                                    matrix.DataOf(chunk)));
+    matrix.chunks_.push_back(std::move(chunk));
   }
   return matrix;
 }
 
+std::byte* PackedMatrix::DataOf(const Chunk& chunk) {
+  return buffer_.data() + chunk.first_column * plan_.stored_k() * ElementBytes(plan_.type);
+}
+
 void PackedMatrix::FillTransposed(const MatrixView& source, int64_t first_k) {
-  const int64_t width = plan_.panel == 0 ? plan_.n : plan_.panel;
-  std::byte* data = buffer_.data();
-  if (plan_.type == ComputeType::kF32) {
-    TransposeWords(source, 1, width, plan_.stored_k() * width,
-                   reinterpret_cast<float*>(data) + first_k * width);
-  } else if (plan_.panel == 0) {
-    TransposeWords(source, 1, width, 0, reinterpret_cast<uint16_t*>(data));
-  } else {
-    TransposeWords(source, 2, width, plan_.stored_k() / 2 * width,
-                   reinterpret_cast<uint32_t*>(data));
+  for (const Chunk& chunk : chunks_) {
+    const MatrixView rows = source.Rows(chunk.first_column, chunk.columns);
+    const int64_t width = WidthOf(chunk);
+    std::byte* data = DataOf(chunk);
+    if (plan_.type == ComputeType::kF32) {
+      TransposeWords(rows, 1, width, plan_.stored_k() * width,
+                     reinterpret_cast<float*>(data) + first_k * width);
+    } else if (plan_.panel == 0) {
+      TransposeWords(rows, 1, width, plan_.stored_k() * width, reinterpret_cast<uint16_t*>(data));
+    } else {
+      TransposeWords(rows, 2, width, plan_.stored_k() / 2 * width,
+                     reinterpret_cast<uint32_t*>(data));
+    }
   }
 }
 
 void PackedMatrix::Fill(const MatrixView& source, int64_t first_k) {
-  const int64_t width = plan_.panel == 0 ? plan_.n : plan_.panel;
   const int64_t element = FloatBytes(source.dtype);
-  auto* data = reinterpret_cast<float*>(buffer_.data());
-  for (int64_t row = 0; row < source.rows; ++row) {
-    for (int64_t col = 0; col < source.cols; col += width) {
-      ConvertToF32(source.dtype, source.data + (row * source.cols + col) * element,
-                   data + col * plan_.stored_k() + (first_k + row) * width,
-                   std::min(width, source.cols - col));
+  for (const Chunk& chunk : chunks_) {
+    const int64_t width = WidthOf(chunk);
+    auto* data = reinterpret_cast<float*>(DataOf(chunk));
+    for (int64_t row = 0; row < source.rows; ++row) {
+      for (int64_t col = 0; col < chunk.columns; col += width) {
+        ConvertToF32(source.dtype,
+                     source.data + (row * source.cols + chunk.first_column + col) * element,
+                     data + col * plan_.stored_k() + (first_k + row) * width,
+                     std::min(width, chunk.columns - col));
+      }
     }
   }
 }

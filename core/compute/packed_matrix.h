@@ -16,32 +16,28 @@ namespace adapterd {
 
 // The sizes and the layout of [k, n] weights.
 struct MatrixPlan {
-  ComputeType type = ComputeType::kF32;
-  int64_t k = 0;
-  int64_t n = 0;      // a multiple of `panel` costs no tails
-  int64_t panel = 0;  // see PanelLayout; 0: row-major
+  // Of outputs: their F32 sums then stay in the cache, however many columns there are.
+  static constexpr int64_t kChunkColumns = 4096;
 
   // For few rows and many columns: what expands low-rank rows.
   static MatrixPlan Wide(const Kernels::Impl& kernels, ComputeType type, int64_t k, int64_t n);
 
-  PanelLayout layout() const { return {panel, panel == 0 ? n : 0}; }
   // Rows that are stored, counting the zeros.
   int64_t stored_k() const;
   // nullopt when that is more than an int64 holds.
   std::optional<int64_t> bytes() const;
 
-  bool operator==(const MatrixPlan&) const = default;
+  ComputeType type = ComputeType::kF32;
+  int64_t k = 0;
+  int64_t n = 0;
+  int64_t panel = 0;  // see MatmulShape
+  int64_t chunk = 0;  // columns that one matmul takes: n, or a multiple of the panel
 };
 
 // Filled once, then immutable and readable from any thread.
-//
-// Matmuls take it in chunks of columns, so that their F32 results stay in the cache however many
-// columns there are.
 class PackedMatrix {
  public:
-  // A matrix wider than this has panels of 16, 32 or 64 columns.
-  static constexpr int64_t kChunkColumns = 4096;
-
+  // Columns that one matmul takes, stored apart from the others.
   struct Chunk {
     int64_t first_column = 0;
     int64_t columns = 0;
@@ -63,6 +59,12 @@ class PackedMatrix {
 
  private:
   PackedMatrix(const MatrixPlan& plan, size_t bytes);
+
+  // Where a chunk begins, and how many of its columns lie side by side.
+  std::byte* DataOf(const Chunk& chunk);
+  int64_t WidthOf(const Chunk& chunk) const {
+    return plan_.panel == 0 ? chunk.columns : plan_.panel;
+  }
 
   MatrixPlan plan_;
   AlignedBuffer buffer_;

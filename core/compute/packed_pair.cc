@@ -1,6 +1,7 @@
 #include "core/compute/packed_pair.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "core/base/checked_math.h"
@@ -27,19 +28,20 @@ MatrixPlan ShrinkPlanF32(bool has_panels, const PairShape& shape) {
   const int64_t n = shape.rank <= kVectorColumns ? shape.rank : RoundUp(shape.rank, kVectorColumns);
   const int64_t panels = RoundUp(shape.rank, kWidestPanel);
   if (has_panels && n > kWidestPanel && panels * 5 <= shape.rank * 6) {
-    return {ComputeType::kF32, shape.in_features, panels, kWidestPanel};
+    return {ComputeType::kF32, shape.in_features, panels, kWidestPanel, panels};
   }
-  return {ComputeType::kF32, shape.in_features, n, 0};
+  return {ComputeType::kF32, shape.in_features, n, 0, n};
 }
 
 MatrixPlan ShrinkPlanBF16(bool has_panels, bool has_amx, const PairShape& shape) {
   const int64_t n = RoundUp(shape.rank, has_amx ? kAmxRank : kVectorColumns);
-  if (!has_panels) return {ComputeType::kBF16, shape.in_features, n, 0};
-  if (n <= kWidestPanel) return {ComputeType::kBF16, shape.in_features, n, n};
+  if (!has_panels) return {ComputeType::kBF16, shape.in_features, n, 0, n};
+  if (n <= kWidestPanel) return {ComputeType::kBF16, shape.in_features, n, n, n};
   const int64_t wide = RoundUp(n, kWidestPanel);
   const int64_t narrow = RoundUp(n, kWidestPanel / 2);
-  return {ComputeType::kBF16, shape.in_features, std::min(wide, narrow),
-          wide == narrow ? kWidestPanel : kWidestPanel / 2};
+  const int64_t least = std::min(wide, narrow);
+  return {ComputeType::kBF16, shape.in_features, least,
+          wide == least ? kWidestPanel : kWidestPanel / 2, least};
 }
 
 MatrixPlan ExpandPlan(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
@@ -74,24 +76,20 @@ absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create
   return impl;
 }
 
-MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows, const PackedMatrix::Chunk& chunk) const {
+MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows) const {
   const MatrixPlan& plan = shrink_.plan();
-  return {plan.type, rows,          plan.k, chunk.columns,
-          plan.k,    plan.layout(), plan.n, /*accumulate=*/false};
+  return {plan.type, rows, plan.k, plan.n, plan.panel, /*accumulate=*/false};
 }
 
 MatmulShape PackedPair::Impl::ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk,
                                           bool accumulate) const {
   const MatrixPlan& plan = expand_.plan();
-  return {plan.type,        rows,          plan.k,        chunk.columns,
-          shrink_.plan().n, plan.layout(), chunk.columns, accumulate};
+  return {plan.type, rows, plan.k, chunk.columns, plan.panel, accumulate};
 }
 
 absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
   for (int64_t rows = 1; rows <= kMaxBlockRows; rows *= 2) {
-    for (const PackedMatrix::Chunk& chunk : shrink_.chunks()) {
-      RETURN_IF_ERROR(kernels.Prepare(ShrinkShape(std::min(rows, shrink_rows_), chunk)));
-    }
+    if (rows <= shrink_rows_) RETURN_IF_ERROR(kernels.Prepare(ShrinkShape(rows)));
     // All chunks but the last have one shape.
     for (const auto* chunk : {&expand_.chunks().front(), &expand_.chunks().back()}) {
       RETURN_IF_ERROR(kernels.Prepare(ExpandShape(rows, *chunk, false)));
@@ -104,27 +102,37 @@ absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
 absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, const void* input,
                                       double factor, std::byte* low_rank) const {
   const MatrixPlan& plan = shrink_.plan();
-  const bool narrow = plan.type == ComputeType::kBF16;
-  float* wide = narrow ? Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, rows * plan.n)
-                       : reinterpret_cast<float*>(low_rank);
+  const int64_t kept = expand_.plan().k;
+  const bool in_place = plan.type == ComputeType::kF32 && plan.n == kept;
+  float* wide = in_place ? reinterpret_cast<float*>(low_rank)
+                         : Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, rows * plan.n);
   const int64_t step = std::min(rows, shrink_rows_);
   for (int64_t row = 0; row < rows; row += step) {
     const auto* from =
         static_cast<const std::byte*>(input) + row * plan.k * ElementBytes(plan.type);
-    for (const PackedMatrix::Chunk& chunk : shrink_.chunks()) {
-      RETURN_IF_ERROR(kernels.Run(ShrinkShape(step, chunk), from, chunk.weights,
-                                  wide + row * plan.n + chunk.first_column));
-    }
+    RETURN_IF_ERROR(kernels.Run(ShrinkShape(step), from, shrink_.chunks().front().weights,
+                                wide + row * plan.n));
   }
-  const auto scale = static_cast<float>(factor);
-  for (int64_t row = 0; row < rows; ++row) {
-    float* columns = wide + row * plan.n;
-    for (int64_t i = 0; i < shape_.rank; ++i) columns[i] *= scale;
-    // Not always zero: an infinite input times the zeros that pad A is NaN.
-    std::fill(columns + shape_.rank, columns + plan.n, 0.0f);
+  if (plan.type == ComputeType::kF32) {
+    Scale(rows, wide, factor, reinterpret_cast<float*>(low_rank));
+  } else {
+    Scale(rows, wide, factor, wide);
+    ConvertFromF32(wide, DType::kBF16, low_rank, rows * kept);
   }
-  if (narrow) ConvertFromF32(wide, DType::kBF16, low_rank, rows * plan.n);
   return absl::OkStatus();
+}
+
+void PackedPair::Impl::Scale(int64_t rows, const float* wide, double factor,
+                             float* low_rank) const {
+  const auto scale = static_cast<float>(factor);
+  const int64_t kept = expand_.plan().k;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < shape_.rank; ++i) low_rank[i] = wide[i] * scale;
+    // Not what the product made of the zeros that pad A: an infinite input makes NaN of them.
+    std::fill(low_rank + shape_.rank, low_rank + kept, 0.0f);
+    wide += shrink_.plan().n;
+    low_rank += kept;
+  }
 }
 
 absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
@@ -135,10 +143,15 @@ absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
 
 absl::StatusOr<int64_t> PackedPair::BytesFor(const Kernels& kernels, const PairShape& shape,
                                              ComputeType type) {
-  const PairPlan plan = PairPlan::For(kernels.impl(), shape, type);
-  const auto shrink = plan.shrink.bytes();
-  const auto expand = plan.expand.bytes();
-  const auto sum = shrink && expand ? CheckedAdd(*shrink, *expand) : std::nullopt;
+  // Below this rounding up does not overflow.
+  constexpr int64_t kMaxDimension = int64_t{1} << 32;
+  std::optional<int64_t> sum;
+  if (std::max({shape.in_features, shape.rank, shape.out_features}) < kMaxDimension) {
+    const PairPlan plan = PairPlan::For(kernels.impl(), shape, type);
+    const auto shrink = plan.shrink.bytes();
+    const auto expand = plan.expand.bytes();
+    if (shrink.has_value() && expand.has_value()) sum = CheckedAdd(*shrink, *expand);
+  }
   if (!sum.has_value()) return Error(Reason::kShapeMismatch, "a pair is too large to pack");
   return *sum;
 }

@@ -21,7 +21,7 @@ constexpr int64_t RowBucket(int64_t rows) {
 // How a shape is packed: the rank that is computed and stored is rounded up to what is fast.
 struct PairPlan {
   MatrixPlan shrink;  // transposed A: k = in_features, n = columns of the low-rank rows
-  MatrixPlan expand;  // transposed B: k = those of them that count, n = out_features
+  MatrixPlan expand;  // transposed B: k = those of them that are kept, n = out_features
 
   static PairPlan For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type);
 };
@@ -37,7 +37,7 @@ class PackedPair::Impl {
   int64_t bytes() const { return shrink_.bytes() + expand_.bytes(); }
 
   // Bytes of one low-rank row, which is of type().
-  int64_t low_rank_bytes() const { return shrink_.plan().n * ElementBytes(type()); }
+  int64_t low_rank_bytes() const { return expand_.plan().k * ElementBytes(type()); }
 
   // low_rank = factor * input A^T. `rows` is a bucket; input is [rows, in_features] of type().
   absl::Status Shrink(Kernels::Impl& kernels, int64_t rows, const void* input, double factor,
@@ -57,8 +57,11 @@ class PackedPair::Impl {
         shrink_(std::move(shrink)),
         expand_(std::move(expand)) {}
 
-  MatmulShape ShrinkShape(int64_t rows, const PackedMatrix::Chunk& chunk) const;
+  MatmulShape ShrinkShape(int64_t rows) const;
   MatmulShape ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk, bool accumulate) const;
+  // low_rank [rows, expand.k] = factor * the first `rank` columns of wide [rows, shrink.n], then
+  // zeros. The two may be the same memory.
+  void Scale(int64_t rows, const float* wide, double factor, float* low_rank) const;
   absl::Status Prepare(Kernels::Impl& kernels) const;
 
   const PairShape shape_;

@@ -32,7 +32,7 @@ int64_t BlockRows(int64_t rows, int64_t bytes_per_row) {
 
 int64_t ScratchBytesPerRow(int64_t in_features, const ProjectionTarget& target,
                            const ProjectionSegment& segment) {
-  int64_t elements = in_features + std::min(target.output.cols, PackedMatrix::kChunkColumns);
+  int64_t elements = in_features + std::min(target.output.cols, MatrixPlan::kChunkColumns);
   for (const ProjectionTerm& term : segment.terms) elements += term.pair->shape().rank;
   return elements * static_cast<int64_t>(sizeof(float));
 }

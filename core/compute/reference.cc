@@ -37,8 +37,8 @@ std::vector<double> ReferenceDelta(const MatrixView& input, std::span<const Refe
   return delta;
 }
 
-std::vector<double> ReferenceWeightDelta(std::span<const ReferenceTerm> terms,
-                                         int64_t out_features, int64_t in_features) {
+std::vector<double> ReferenceWeightDelta(std::span<const ReferenceTerm> terms, int64_t out_features,
+                                         int64_t in_features) {
   std::vector<double> delta(out_features * in_features, 0.0);
   for (const ReferenceTerm& term : terms) {
     const std::vector<double> a = Widen(term.a);
