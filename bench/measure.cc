@@ -1,7 +1,10 @@
 #include "bench/measure.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "core/base/status_macros.h"
 
@@ -19,8 +22,25 @@ double MicrosecondsSince(Clock::time_point start) {
   return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
 }
 
+double CpuMicroseconds() {
+  timespec time;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) / 1e3;
+}
+
+// REQUIRES: not empty.
 double Percentile(const std::vector<double>& sorted, double fraction) {
   return sorted[static_cast<size_t>(fraction * static_cast<double>(sorted.size() - 1) + 0.5)];
+}
+
+Timing Summarize(std::vector<double> samples_us) {
+  std::sort(samples_us.begin(), samples_us.end());
+  Timing timing;
+  timing.median_us = Percentile(samples_us, 0.5);
+  timing.spread = (Percentile(samples_us, 0.75) - Percentile(samples_us, 0.25)) / timing.median_us;
+  timing.repetitions = static_cast<int64_t>(samples_us.size());
+  if (samples_us.size() >= kMinSamplesForP99) timing.p99_us = Percentile(samples_us, 0.99);
+  return timing;
 }
 
 class Side {
@@ -36,9 +56,19 @@ class Side {
     return absl::OkStatus();
   }
 
-  absl::Status Burst() { return Run(burst_); }
+  absl::Status Burst() {
+    const double start_us = CpuMicroseconds();
+    RETURN_IF_ERROR(Run(burst_));
+    cpu_us_.push_back((CpuMicroseconds() - start_us) / burst_);
+    return absl::OkStatus();
+  }
 
-  Timing Summary() && { return Summarize(std::move(samples_us_)); }
+  Timing Summary(bool cpu_time) && {
+    Timing timing = Summarize(std::move(samples_us_));
+    std::sort(cpu_us_.begin(), cpu_us_.end());
+    if (cpu_time) timing.cpu_us = Percentile(cpu_us_, 0.5);
+    return timing;
+  }
 
  private:
   absl::Status Run(int calls) {
@@ -53,9 +83,15 @@ class Side {
   absl::FunctionRef<absl::Status()> call_;
   int burst_ = 1;
   std::vector<double> samples_us_;
+  std::vector<double> cpu_us_;  // of one call; read once a burst, because reading costs
 };
 
 }  // namespace
+
+std::optional<double> Comparison::cpu_ratio() const {
+  if (!ours.cpu_us || !reference.cpu_us) return std::nullopt;
+  return *ours.cpu_us / *reference.cpu_us;
+}
 
 double Comparison::spread() const { return std::max(ours.spread, reference.spread); }
 
@@ -63,18 +99,7 @@ int64_t Comparison::repetitions() const {
   return std::min(ours.repetitions, reference.repetitions);
 }
 
-Timing Summarize(std::vector<double> samples_us) {
-  std::sort(samples_us.begin(), samples_us.end());
-  Timing timing;
-  timing.median_us = Percentile(samples_us, 0.5);
-  timing.best_us = samples_us.front();
-  timing.spread = (Percentile(samples_us, 0.75) - Percentile(samples_us, 0.25)) / timing.median_us;
-  timing.repetitions = static_cast<int64_t>(samples_us.size());
-  if (samples_us.size() >= kMinSamplesForP99) timing.p99_us = Percentile(samples_us, 0.99);
-  return timing;
-}
-
-absl::StatusOr<Comparison> MeasureAlternating(const Effort& effort,
+absl::StatusOr<Comparison> MeasureAlternating(const MeasureOptions& options,
                                               absl::FunctionRef<absl::Status()> ours,
                                               absl::FunctionRef<absl::Status()> reference) {
   Side us(ours);
@@ -82,12 +107,13 @@ absl::StatusOr<Comparison> MeasureAlternating(const Effort& effort,
   RETURN_IF_ERROR(us.WarmUp());
   RETURN_IF_ERROR(them.WarmUp());
   const Clock::time_point start = Clock::now();
-  const double budget_us = absl::ToDoubleMicroseconds(effort.time);
-  for (int round = 0; round < effort.min_rounds || MicrosecondsSince(start) < budget_us; ++round) {
+  const double budget_us = absl::ToDoubleMicroseconds(options.time);
+  for (int round = 0; round < options.min_rounds || MicrosecondsSince(start) < budget_us; ++round) {
     RETURN_IF_ERROR(us.Burst());
     RETURN_IF_ERROR(them.Burst());
   }
-  return Comparison{std::move(us).Summary(), std::move(them).Summary()};
+  return Comparison{std::move(us).Summary(options.cpu_time),
+                    std::move(them).Summary(options.cpu_time)};
 }
 
 }  // namespace adapterd::bench

@@ -13,16 +13,16 @@
 
 namespace adapterd::bench {
 
-// How long one comparison may take, both sides together. The rounds win over the time.
-struct Effort {
-  absl::Duration time;
-  int min_rounds = 5;
+struct MeasureOptions {
+  absl::Duration time;   // both sides together, warm-up aside
+  int min_rounds = 5;    // even if they take longer
+  bool cpu_time = true;  // false when other processes do the work
 };
 
 // What the samples of one side say.
 struct Timing {
   double median_us = 0;
-  double best_us = 0;            // what is left when nothing else runs
+  std::optional<double> cpu_us;  // of all threads of this process: other load barely changes it
   std::optional<double> p99_us;  // needs a hundred samples to mean anything
   double spread = 0;             // interquartile range over the median
   int64_t repetitions = 0;
@@ -33,20 +33,17 @@ struct Comparison {
   Timing reference;
 
   double ratio() const { return ours.median_us / reference.median_us; }
-  double best_ratio() const { return ours.best_us / reference.best_us; }
+  std::optional<double> cpu_ratio() const;
   // Of the side that is less sure.
   double spread() const;
   int64_t repetitions() const;
 };
 
-// REQUIRES: samples are not empty.
-Timing Summarize(std::vector<double> samples_us);
-
-// Runs both sides in turns until the effort is spent, so that whatever else the machine does meets
+// Runs both sides in turns until the time is up, so that whatever else the machine does meets
 // both alike. A turn is a burst of calls, about two milliseconds of them, each timed on its own: a
 // single short call would run in the caches that the other side left behind. Both are warmed up
 // first. Ends with the first error of either.
-absl::StatusOr<Comparison> MeasureAlternating(const Effort& effort,
+absl::StatusOr<Comparison> MeasureAlternating(const MeasureOptions& options,
                                               absl::FunctionRef<absl::Status()> ours,
                                               absl::FunctionRef<absl::Status()> reference);
 

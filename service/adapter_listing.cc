@@ -28,13 +28,15 @@ bool Matches(const AdapterSnapshot& adapter, const v1::ListAdaptersRequest& requ
   });
 }
 
-// The request without what differs from page to page, in one fixed order.
+std::string Sized(const std::string& text) { return fmt::format("{}:{}", text.size(), text); }
+
+// The request without what differs from page to page, in one fixed order. Different filters never
+// give the same key.
 std::string FilterKey(const v1::ListAdaptersRequest& request) {
-  std::string key =
-      fmt::format("{}\n{}:{}\n{}\n", static_cast<int>(request.state()), request.base_model().size(),
-                  request.base_model(), request.name_prefix());
+  std::string key = fmt::format("{} {}{}", static_cast<int>(request.state()),
+                                Sized(request.base_model()), Sized(request.name_prefix()));
   for (const auto& [name, value] : Labels(request.labels().begin(), request.labels().end())) {
-    key += fmt::format("{}={}\n", name, value);
+    key += Sized(name) + Sized(value);
   }
   return key;
 }

@@ -48,7 +48,9 @@ bool MeansNotOpened(Reason reason) {
 absl::Status FillValidation(const ValidationResult& result, v1::ValidateAdapterResponse& out) {
   for (const Problem& problem : result.problems.items()) {
     if (problem.severity == Severity::kError && MeansNotOpened(problem.reason)) {
-      return result.problems.ToStatus();
+      ProblemList only;  // others may have been found first
+      only.Add(problem);
+      return only.ToStatus();
     }
   }
   out.set_valid(!result.problems.has_errors());

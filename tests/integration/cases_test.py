@@ -11,9 +11,9 @@ from harness import (FULL, ServerTest, apply_request, failure_of, fixtures,
                      merge_request)
 from peft_rules import PeftAdapter
 from tensors import Array, array, from_proto, read_safetensors, unit_roundoff
-from tolerance import (Projection, merged_deviation, merged_output_tolerance,
+from tolerance import (Projection, Term, merged_deviation, merged_output_tolerance,
                        projection_tolerance)
-from adapterd.v1 import merge_service_pb2, tensor_pb2
+from adapterd.v1 import adapter_pb2, merge_service_pb2, tensor_pb2
 import grpc
 
 LOAD = "load"
@@ -240,6 +240,9 @@ class CasesTest(ServerTest):
     def check_modules(self, adapter, truth):
         self.assertEqual([m.path for m in adapter.modules], sorted(truth.modules))
         for m in adapter.modules:
+            selector = adapter_pb2.ModuleSelector(target=m.target, layer=m.layer)
+            found = self.client.get(adapter.name, module=selector).modules
+            self.assertIn(m, found)
             a, b = truth.modules[m.path]
             self.assertEqual((m.rank, m.in_features, m.out_features), (*a.shape, b.shape[0]))
             self.assertEqual(m.alpha, truth.alpha(m.path), m.path)
@@ -248,14 +251,16 @@ class CasesTest(ServerTest):
 
     def projection(self, module):
         a, b = module.truth.modules[module.path]
-        p = Projection(module.x.values(), a.values(), b.values(), module.truth.scale(module.path),
-                       module.y_base.values(), a.dtype, module.y.dtype)
+        term = Term(module.x.values(), a.values(), b.values(), module.truth.scale(module.path),
+                    a.dtype)
+        p = Projection([term], module.y_base.values(), module.y.dtype)
         # Guards the fixtures: the base file holds the weight that y_base was computed with.
         weight = module.base.weight(module.path).values()
         weight = weight.T if module.base.in_out else weight
-        y_base = p.x @ weight.T + module.base.bias(module.path)
-        limit = np.abs(p.x) @ np.abs(weight).T * 2 * unit_roundoff(module.base.dtype)
-        self.assertTrue((np.abs(y_base - p.base) <= limit + 1e-6).all(), module.path)
+        y_base = term.x @ weight.T + module.base.bias(module.path)
+        share = 2 * unit_roundoff(module.base.dtype) + len(weight.T) * unit_roundoff("F32")
+        limit = share * (np.abs(term.x) @ np.abs(weight).T + np.abs(module.base.bias(module.path)))
+        self.assertTrue((np.abs(y_base - p.base) <= limit).all(), module.path)
         return p
 
     def check_apply(self, module, p):
@@ -266,6 +271,9 @@ class CasesTest(ServerTest):
         self.assertEqual((output.path, output.applied), (module.path, 1))
         y = from_proto(output.output)
         self.assertEqual((y.dtype, y.shape), (module.y.dtype, module.y.shape))
+        readable = self.client.apply(apply_request(
+            module.name, module.path, module.x.readable(), module.y_base.readable()))
+        np.testing.assert_array_equal(from_proto(readable.outputs[0].output).raw, y.raw)
         ours = np.abs(y.values() - p.exact()) / projection_tolerance(p, against_peft=False)
         both = (np.abs(y.values() - module.y.values()) /
                 projection_tolerance(p, against_peft=True))
@@ -283,12 +291,14 @@ class CasesTest(ServerTest):
                                                 weight_layout=layout))
         merged = from_proto(reply.weight)
         self.assertEqual((merged.dtype, merged.shape), (weight.dtype, weight.shape))
-        delta = p.scale * p.b @ p.a
-        self.assertAlmostEqual(reply.stats.max_abs_delta, np.abs(delta).max(), delta=1e-5)
+        (term,) = p.terms
+        delta = term.factor * term.b @ term.a
+        largest = np.abs(delta).max()
+        self.assertAlmostEqual(reply.stats.max_abs_delta, largest, delta=1e-5 * largest)
         self.check_merged_output(module, p, merged, weight)
         if module.merged is None:
             return 0
-        wrong = merged_deviation(merged, module.merged, weight, p.factors,
+        wrong = merged_deviation(merged, module.merged, weight, term.dtype,
                                  delta.T if module.base.in_out else delta)
         self.assertIsNone(wrong, module.path)
         return 1
@@ -297,7 +307,7 @@ class CasesTest(ServerTest):
         """x W'^T is PEFT's y too, for every module and without PEFT's merge."""
         transposed = module.base.in_out
         out_in = [Array(w.dtype, w.raw.T) if transposed else w for w in (merged, weight)]
-        y = p.x @ out_in[0].values().T + module.base.bias(module.path)
+        y = p.terms[0].x @ out_in[0].values().T + module.base.bias(module.path)
         limit = merged_output_tolerance(p, out_in[0], out_in[1].values())
         self.assertLessEqual((np.abs(y - module.y.values()) / limit).max(), 1, module.path)
 
@@ -333,8 +343,8 @@ class CasesTest(ServerTest):
         worst = 0.0
         for path, (a, b) in truth.modules.items():
             x = array(random.standard_normal((5, a.shape[1])), a.dtype)
-            p = Projection(x.values(), a.values(), b.values(), truth.scale(path),
-                           np.zeros((5, b.shape[0])), a.dtype, a.dtype)
+            term = Term(x.values(), a.values(), b.values(), truth.scale(path), a.dtype)
+            p = Projection([term], np.zeros((5, b.shape[0])), a.dtype)
             reply = self.client.apply(apply_request(name, path, x.proto()))
             y = from_proto(reply.outputs[0].output).values()
             share = np.abs(y - p.exact()) / projection_tolerance(p, against_peft=False)

@@ -14,32 +14,38 @@ SECOND_ORDER = 1.02
 
 
 @dataclass
-class Projection:
-    """One module's arithmetic, y = base + scale * B (A x), in float64."""
-    x: np.ndarray      # [rows, in]
-    a: np.ndarray      # [rank, in]
-    b: np.ndarray      # [out, rank]
-    scale: float
-    base: np.ndarray   # [rows, out]
-    factors: str       # dtype of A and B
-    output: str        # dtype of y
+class Term:
+    """What one adapter adds to some rows, factor * B (A x), in float64."""
+    x: np.ndarray   # [rows, in]
+    a: np.ndarray   # [rank, in]
+    b: np.ndarray   # [out, rank]
+    factor: float   # the module's scale, times the weight of the request
+    dtype: str      # of A and B
 
     def delta(self):
-        return self.scale * (self.x @ self.a.T) @ self.b.T
+        return self.factor * (self.x @ self.a.T) @ self.b.T
+
+
+@dataclass
+class Projection:
+    """y = base + the sum of the terms, rounded to `output`."""
+    terms: list
+    base: np.ndarray  # [rows, out]
+    output: str       # dtype of y
 
     def exact(self):
-        return self.base + self.delta()
+        return self.base + sum(term.delta() for term in self.terms)
 
 
 def projection_tolerance(p, against_peft):
     """Largest |y - expected|, derived from the dtypes and the lengths of the two reductions.
 
     A sum of n products in F32 is off by at most n u(F32) times the sum of the absolute products,
-    whatever its order. Both reductions, the scale and the addition together:
-        sums     = (in + rank + 4) u(F32) |scale| |B| |A| |x|
+    whatever its order. For each term both reductions, the factor and the additions together:
+        sums     = (in + rank + 4) u(F32) |factor| |B| |A| |x|
     With half-precision factors the low-rank row A x may be rounded to their dtype (PEFT does it
     always, adapterd when the product runs in BF16):
-        low_rank = u(factors) |scale| |B| |A x|           (0 for F32 factors: part of `sums`)
+        low_rank = u(factors) |factor| |B| |A x|          (0 for F32 factors: part of `sums`)
     The result is rounded once:
         result   = u(output) |y|
     That is all that adapterd may be off from the exact value. PEFT computes every step in the dtype
@@ -47,18 +53,34 @@ def projection_tolerance(p, against_peft):
         steps    = 2 u(factors) |delta|
     and the distance between the two is at most the sum of both errors.
     """
+    y = p.exact()
+    # Half the distance to the next number, which for tiny numbers is more than u |y|.
+    ours = np.maximum(unit_roundoff(p.output) * np.abs(y), ulp(y, p.output) / 2)
+    steps = np.zeros_like(y)
     u32 = unit_roundoff("F32")
-    half = 0.0 if p.factors == "F32" else unit_roundoff(p.factors)
-    length = p.a.shape[1] + p.a.shape[0] + 4
-    scaled_b = abs(p.scale) * np.abs(p.b).T
-    sums = length * u32 * (np.abs(p.x) @ np.abs(p.a).T) @ scaled_b
-    low_rank = half * np.abs(p.x @ p.a.T) @ scaled_b
-    y = np.abs(p.exact())
-    result = np.maximum(unit_roundoff(p.output) * y, ulp(y, p.output) / 2)
-    ours = sums + low_rank + result
-    steps = 2 * max(half, u32) * np.abs(p.delta())
-    peft = ours + steps + ulp(p.delta(), p.factors)  # the last for subnormal steps
-    return SECOND_ORDER * (ours + peft if against_peft else ours)
+    for term in p.terms:
+        half = 0.0 if term.dtype == "F32" else unit_roundoff(term.dtype)
+        length = term.a.shape[1] + term.a.shape[0] + 4
+        b = abs(term.factor) * np.abs(term.b).T
+        ours += length * u32 * (np.abs(term.x) @ np.abs(term.a).T) @ b
+        ours += half * np.abs(term.x @ term.a.T) @ b
+        delta = term.delta()
+        steps += 2 * max(half, u32) * np.abs(delta) + ulp(delta, term.dtype)
+    return SECOND_ORDER * (2 * ours + steps if against_peft else ours)
+
+
+def merge_tolerance(terms, weight, exact, dtype):
+    """Largest |W' - (W + sum of factor * B A)| after F32 sums and one rounding to `dtype`.
+
+    As for a projection: a sum over the rank in F32 for each term, the addition, and the rounding.
+    """
+    u32 = unit_roundoff("F32")
+    error = np.maximum(unit_roundoff(dtype) * np.abs(exact), ulp(exact, dtype) / 2)
+    error += 2 * u32 * np.abs(weight)
+    for term in terms:
+        length = term.a.shape[0] + len(terms) + 4
+        error += length * u32 * abs(term.factor) * np.abs(term.b) @ np.abs(term.a)
+    return SECOND_ORDER * error
 
 
 def merged_deviation(merged, expected, weight, factors, delta):
@@ -93,8 +115,8 @@ def merged_output_tolerance(p, merged, weight):
     Each element of W' may be off by one rounding of what it is the sum of, and PEFT's y by all of
     projection_tolerance and by the rounding and the F32 sums of its base output.
     """
-    rounding = np.abs(p.x) @ (ulp(np.maximum(np.abs(merged.values()), np.abs(weight)),
-                                  merged.dtype)).T
+    x = np.abs(p.terms[0].x)
+    rounding = x @ ulp(np.maximum(np.abs(merged.values()), np.abs(weight)), merged.dtype).T
     base = unit_roundoff(p.output) * np.abs(p.base)
-    sums = (p.x.shape[1] + 4) * unit_roundoff("F32") * np.abs(p.x) @ np.abs(weight).T
+    sums = (x.shape[1] + 4) * unit_roundoff("F32") * x @ np.abs(weight).T
     return projection_tolerance(p, against_peft=True) + SECOND_ORDER * (rounding + base + sums)

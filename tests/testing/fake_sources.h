@@ -9,12 +9,14 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "core/adapter/adapter_reader.h"
 #include "core/base/sha256.h"
@@ -31,6 +33,16 @@ inline void AwaitOrThrow(absl::Mutex& mutex, const absl::Condition& condition)
     ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
   if (!mutex.AwaitWithTimeout(condition, kTestPatience)) {
     throw std::runtime_error("a test has waited in vain");
+  }
+}
+
+// Until `condition` holds. For what tells nobody when it changes; anything else can be waited for.
+template <typename Condition>
+void SpinUntil(Condition condition) {
+  const absl::Time deadline = absl::Now() + kTestPatience;
+  while (!condition()) {
+    if (absl::Now() > deadline) throw std::runtime_error("a test has waited in vain");
+    std::this_thread::yield();
   }
 }
 

@@ -90,6 +90,7 @@ class TestServer {
   AdapterRegistry& registry() { return registry_; }
   Metrics& metrics() { return metrics_; }
   std::atomic<bool>& draining() { return draining_; }
+  ThreadPool& workers() { return workers_; }
   int64_t used_bytes() const { return registry_.budget().used(); }
   double inflight_bytes() { return metrics_.inflight_bytes().Value(); }
 
