@@ -14,9 +14,9 @@ constexpr char kColumns[] =
     "{:<15} {:<18} {:<5} {:>9} {:>9}  {:<29} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
 
 constexpr char kLegend[] =
-    "us: medians in microseconds. ratio: ours over reference, of the medians and of the best "
-    "runs.\n"
-    "runs: of the side that had fewer. spread: interquartile range over median, the larger one.";
+    "us: medians in microseconds. ratio: ours over reference, of these; in CPU: of the CPU time of "
+    "all\nthreads of this process, which other load changes less. runs: of the side that had fewer."
+    "\nspread: interquartile range over median, the larger of both sides.";
 
 // Three digits that mean something, whatever the size.
 std::string Significant(double value) {
@@ -24,6 +24,10 @@ std::string Significant(double value) {
 }
 
 std::string OrDash(const std::optional<double>& value) { return value ? Significant(*value) : "-"; }
+
+std::string Ratio(const std::optional<double>& ratio) {
+  return ratio ? fmt::format("{:.3f}", *ratio) : "-";
+}
 
 nlohmann::ordered_json OrNull(const std::optional<double>& value) {
   return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
@@ -40,7 +44,7 @@ void Report::Begin(const std::string& suite, const std::string& how) {
   fmt::print(out, "\n{}: {}\n", suite, how);
   if (format_ == Format::kTable) {
     fmt::print(kColumns, "case", "shape", "dtype", "ours us", "p99 us", "reference", "ref us",
-               "p99 us", "ratio", "of best", "runs", "spread %");
+               "p99 us", "ratio", "in CPU", "runs", "spread %");
   }
   std::fflush(out);
 }
@@ -55,8 +59,7 @@ void Report::PrintTableRow(const Row& row) const {
   const Comparison& c = row.comparison;
   fmt::print(kColumns, row.name, row.shape, row.dtype, Significant(c.ours.median_us),
              OrDash(c.ours.p99_us), row.reference, Significant(c.reference.median_us),
-             OrDash(c.reference.p99_us), fmt::format("{:.3f}", c.ratio()),
-             fmt::format("{:.3f}", c.best_ratio()), c.repetitions(),
+             OrDash(c.reference.p99_us), Ratio(c.ratio()), Ratio(c.cpu_ratio()), c.repetitions(),
              fmt::format("{:.0f}", 100 * c.spread()));
 }
 
@@ -72,8 +75,8 @@ void Report::PrintJsonRow(const Row& row) const {
                                  {"ratio", c.ratio()},
                                  {"repetitions", c.repetitions()},
                                  {"spread", c.spread()},
-                                 {"ours_best_us", c.ours.best_us},
-                                 {"reference_best_us", c.reference.best_us},
+                                 {"ours_cpu_us", OrNull(c.ours.cpu_us)},
+                                 {"reference_cpu_us", OrNull(c.reference.cpu_us)},
                                  {"ours_p99_us", OrNull(c.ours.p99_us)},
                                  {"reference_p99_us", OrNull(c.reference.p99_us)},
                                  {"bar", OrNull(row.bar)},
@@ -91,8 +94,9 @@ void Report::Finish() const {
     const double ratio = row.comparison.ratio();
     const std::string verdict =
         row.holds() ? "HOLDS" : fmt::format("MISSED by {:.2f}", ratio - *row.bar);
-    fmt::print(out, "{}: {} {} {} {} is {:.2f} x {}, at most {:.2f}\n", verdict, row.suite,
-               row.name, row.shape, row.dtype, ratio, row.reference, *row.bar);
+    fmt::print(out, "{}: {} {} {} {} is {:.2f} x {}, at most {:.2f} (in CPU time: {})\n", verdict,
+               row.suite, row.name, row.shape, row.dtype, ratio, row.reference, *row.bar,
+               Ratio(row.comparison.cpu_ratio()));
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "absl/synchronization/mutex.h"
 #include "core/adapter/adapter_reader.h"
 #include "core/base/status_macros.h"
 #include "service/server.h"
@@ -79,6 +80,8 @@ int Serve(const ServerOptions& options) {
 int Main(int argc, char** argv) {
   mallopt(M_MMAP_THRESHOLD, kMmapThreshold);
   mallopt(M_TRIM_THRESHOLD, kTrimThreshold);
+  // Debian's Abseil looks for deadlocks at every lock, which costs more than the lock.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   // What gRPC would print about a port or a peer, our own errors say in one line.
   if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function(DropGrpcLog);
   const absl::StatusOr<Command> command = ParseCommandLine(argc, argv, ReadHostLimits());

@@ -65,9 +65,9 @@ class Case {
   }
 
   absl::Status Compare(std::string reference, absl::FunctionRef<absl::Status()> call) {
-    const Effort effort{context_.quick ? kQuickTime : kTime};
+    const MeasureOptions options{context_.quick ? kQuickTime : kTime};
     ASSIGN_OR_RETURN(const Comparison comparison, MeasureAlternating(
-                                                      effort, [this] { return Ours(); }, call));
+                                                      options, [this] { return Ours(); }, call));
     context_.report.Add(
         {"kernel",
          "ApplyProjection",

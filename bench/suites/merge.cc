@@ -16,8 +16,8 @@ constexpr int64_t kFeatures = 4096;
 constexpr int64_t kRank = 16;
 constexpr float kTrainedWeight = 0.05f;
 constexpr double kBar = 4;
-constexpr Effort kEffort{absl::Seconds(5), 31};
-constexpr Effort kQuickEffort{absl::Seconds(1), 11};
+constexpr MeasureOptions kFull{absl::Seconds(5), 31};
+constexpr MeasureOptions kQuick{absl::Seconds(1), 11};
 
 }  // namespace
 
@@ -43,7 +43,7 @@ absl::Status RunMergeSuite(SuiteContext& context) {
   RETURN_IF_ERROR(merge());
   RETURN_IF_ERROR(VerifyMerge(AsMatrix(weight), factors, merged.read()));
   ASSIGN_OR_RETURN(const Comparison comparison,
-                   MeasureAlternating(context.quick ? kQuickEffort : kEffort, merge, copy));
+                   MeasureAlternating(context.quick ? kQuick : kFull, merge, copy));
   const int threads = CopyThreads(pool, AsMatrix(weight).bytes());
   context.report.Add({"merge", "MergeWeight", fmt::format("{0}x{0} r={1}", kFeatures, kRank),
                       "bf16", fmt::format("memcpy of W, {} threads", threads), comparison, kBar});

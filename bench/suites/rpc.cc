@@ -105,8 +105,9 @@ absl::Status RunRows(SuiteContext& context, const Servers& servers, int64_t rows
   // Every call checks the size of its reply.
   const auto ours = [&] { return client.Apply(request, reply_bytes, reply); };
   const auto echo = [&] { return echo_client.Apply(request, reply_bytes, reply); };
-  const Effort effort{context.quick ? kQuickTime : kTime};
-  ASSIGN_OR_RETURN(const Comparison comparison, MeasureAlternating(effort, ours, echo));
+  MeasureOptions options{context.quick ? kQuickTime : kTime};
+  options.cpu_time = false;
+  ASSIGN_OR_RETURN(const Comparison comparison, MeasureAlternating(options, ours, echo));
   context.report.Add({"rpc", "ApplyProjection",
                       fmt::format("m={} d={} r={}", rows, kFeatures, kRank), "bf16",
                       "raw echo of as many bytes", comparison,

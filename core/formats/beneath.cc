@@ -31,8 +31,8 @@ int OpenWithKernel(int folder, const std::string& path) {
   how.flags = O_PATH | O_CLOEXEC;
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
   for (int attempt = 0;; ++attempt) {
-    const long fd = syscall(SYS_openat2, folder, path.c_str(), &how, sizeof(how));
-    if (fd >= 0) return static_cast<int>(fd);
+    const auto fd = static_cast<int>(syscall(SYS_openat2, folder, path.c_str(), &how, sizeof(how)));
+    if (fd >= 0) return fd;
     if (errno != EINTR && (errno != EAGAIN || attempt >= kMaxRaces)) return -errno;
   }
 }

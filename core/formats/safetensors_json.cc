@@ -51,8 +51,8 @@ class HeaderReader {
   enum class Place { kOutside, kHeader, kMetadata, kEntry, kShape, kOffsets, kUnknown };
   enum Field : unsigned { kDType = 1, kShapeField = 2, kOffsetsField = 4, kOther = 0 };
 
-  bool Fail(Error error) {
-    if (!error_) error_ = std::move(error);
+  bool Fail(const Error& error) {
+    if (!error_) error_ = error;
     return false;
   }
   bool FailEntry(std::string_view problem) {

@@ -66,6 +66,7 @@ absl::Status AppendMetadata(const std::map<std::string, std::string>& metadata,
 
 absl::Status CheckNamesDiffer(const std::vector<SafetensorsTensor>& tensors) {
   std::vector<std::string_view> names;
+  names.reserve(tensors.size());
   for (const SafetensorsTensor& tensor : tensors) names.push_back(tensor.name);
   std::sort(names.begin(), names.end());
   const auto twin = std::adjacent_find(names.begin(), names.end());

@@ -19,7 +19,7 @@ NOT_FOUND = "NOT_FOUND/ADAPTER_NOT_FOUND"
 DEADLINE = grpc.StatusCode.DEADLINE_EXCEEDED
 
 # Much work for few bytes, sixteen times over in one request.
-BUSY = {Q0: (1024, 1024, 128)}
+BUSY = {Q0: (64, 64, 2048)}
 ROWS = 64
 
 

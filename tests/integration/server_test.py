@@ -18,7 +18,7 @@ from adapterd.v1 import adapter_pb2, adapter_service_pb2
 SERVICES = ["adapterd.v1.AdapterService", "adapterd.v1.MergeService",
             "adapterd.v1.ProjectionService"]
 ANY_PORT = ["--grpc-address=127.0.0.1:0", "--admin-address=127.0.0.1:0"]
-BUSY = {Q0: (1024, 1024, 128)}
+BUSY = {Q0: (64, 64, 2048)}
 
 
 def health(client, service):

@@ -23,7 +23,9 @@ class Running {
           return send(&context_, request, &response_);
         })) {}
   ~Running() {
-    if (status_.valid()) status_.wait();
+    if (!status_.valid()) return;
+    Cancel();
+    status_.wait();
   }
 
   void Cancel() { context_.TryCancel(); }
@@ -362,11 +364,11 @@ TEST_F(ConcurrencyTest, AShutdownEndsWhateverWaits) {
   const auto load = BlockedLoad("x");
   const auto apply = StartApply(ApplyRequest("x"));
   AwaitInflight(true);
-  source_.read_gate.Open();
   server_->Shutdown();
-  load->Wait();
-  apply->Wait();
-  server_.reset();
+  EXPECT_FALSE(load->Wait().ok());
+  EXPECT_FALSE(apply->Wait().ok());
+  source_.read_gate.Open();
+  server_.reset();  // waits for the load, which finds that nobody wants it
 }
 
 }  // namespace

@@ -14,11 +14,19 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 
-// ThreadSanitizer's dynamic annotations; no header declares them.
 extern "C" {
+
+// ThreadSanitizer's dynamic annotations; no header declares them.
 void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
+
+// Libraries that free what they count references of, with counters that cannot be seen.
+const char* __tsan_default_suppressions() {
+  return "called_from_lib:libabsl_status.so\n"
+         "called_from_lib:libabsl_cord.so\n";
 }
+
+}  // extern "C"
 
 namespace {
 
