@@ -266,7 +266,7 @@ std::optional<PeftConfig> ParsePeftConfig(std::string_view text, std::string fil
                                           ProblemList& problems) {
   const absl::StatusOr<Json> json = ParseConfigJson(text);
   if (!json.ok()) {
-    problems.Add(ConfigError(Reason::kMalformedConfig, file, std::string(json.status().message())));
+    problems.Add(ConfigError(Reason::kMalformedConfig, file, std::string{json.status().message()}));
     return std::nullopt;
   }
   if (const absl::Status status = CheckPeftType(*json, file); !status.ok()) {

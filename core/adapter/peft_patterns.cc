@@ -98,7 +98,7 @@ PeftPatterns::PeftPatterns(const PeftConfig& config, ProblemList& problems)
   compile(config.alpha_pattern, "alpha_pattern", alpha_keys_);
 }
 
-void PeftPatterns::Report(absl::Status status, std::string_view field) {
+void PeftPatterns::Report(const absl::Status& status, std::string_view field) {
   problems_.Add(Annotate(Annotate(status, "field", field), "file", config_.file));
 }
 

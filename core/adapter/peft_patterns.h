@@ -65,7 +65,7 @@ class PeftPatterns {
                                             std::optional<Number> fallback,
                                             std::optional<PatternKeys>& keys);
   std::optional<PythonRegex> Compile(std::string_view pattern, std::string_view field);
-  void Report(absl::Status status, std::string_view field);
+  void Report(const absl::Status& status, std::string_view field);
 
   absl::StatusOr<bool> Matches(const NameMatcher& matcher, std::string_view path);
   absl::StatusOr<bool> CheckTargeted(std::string_view path);

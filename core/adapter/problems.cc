@@ -34,7 +34,7 @@ void ProblemList::Add(const absl::Status& status) {
   const ErrorDetails details = GetErrorDetails(status);
   Problem problem;
   problem.reason = details.reason;
-  problem.message = std::string(status.message());
+  problem.message = std::string{status.message()};
   for (const auto& [key, value] : details.metadata) {
     for (const auto& [name, member] : kMetadata) {
       if (key == name) problem.*member = value;
@@ -58,11 +58,12 @@ absl::Status ProblemList::ToStatus() const {
   if (errors_ > 1) {
     message += fmt::format(" (and {} more {})", errors_ - 1, errors_ == 2 ? "error" : "errors");
   }
-  Error error(first->reason, std::move(message));
+  absl::Status status = Error(first->reason, std::move(message));
   for (const auto& [key, member] : kMetadata) {
-    if (!((*first).*member).empty()) std::move(error).With(key, (*first).*member);
+    const std::string& value = (*first).*member;
+    if (!value.empty()) status = Annotate(status, key, value);
   }
-  return error;
+  return status;
 }
 
 }  // namespace adapterd

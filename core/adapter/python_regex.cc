@@ -66,7 +66,7 @@ absl::StatusOr<PythonRegex> PythonRegex::Compile(std::string_view pattern) {
   const auto translated = TranslatePythonRegex(pattern);
   if (!translated.ok()) {
     return PatternError(pattern, fmt::format("is not a valid regular expression: {}",
-                                             std::string(translated.status().message())));
+                                             std::string{translated.status().message()}));
   }
   const std::unique_ptr<pcre2_compile_context, FreeCompileContext> context(
       CheckAlloc(pcre2_compile_context_create(nullptr)));

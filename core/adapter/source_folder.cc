@@ -31,8 +31,9 @@ std::string NameSome(const std::vector<std::string>& names) {
   for (size_t i = 0; i < std::min(names.size(), kMaxNamedFiles); ++i) {
     text += (i == 0 ? "" : ", ") + Quoted(names[i]);
   }
-  if (names.size() > kMaxNamedFiles)
+  if (names.size() > kMaxNamedFiles) {
     text += fmt::format(" and {} more", names.size() - kMaxNamedFiles);
+  }
   return text;
 }
 

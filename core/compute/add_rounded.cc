@@ -122,8 +122,9 @@ template <DType kType>
                                             std::byte* __restrict merged, int64_t count,
                                             LaneSums& __restrict sums) {
   typedef BitsOf<kType> Bits __attribute__((aligned(1), may_alias));
-  const auto* from = reinterpret_cast<const Bits*>(weight);
-  auto* to = reinterpret_cast<Bits*>(merged);
+  // Not auto, which would forget the alignment.
+  const Bits* from = reinterpret_cast<const Bits*>(weight);
+  Bits* to = reinterpret_cast<Bits*>(merged);
   for (int64_t first = 0; first < count; first += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const int64_t i = first + lane;

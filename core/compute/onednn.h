@@ -47,10 +47,8 @@ constexpr int64_t PanelRows(ComputeType type) { return type == ComputeType::kBF1
 // One compiled matmul. Immutable; any number of threads may execute it at once, because its
 // scratchpad belongs to the caller.
 struct Matmul {
-  dnnl::memory::desc source;
-  dnnl::memory::desc destination;
-  dnnl::memory::desc scratchpad;
   dnnl::matmul primitive;
+  int64_t scratchpad_bytes = 0;
   bool is_slow = false;  // oneDNN's reference loops
 };
 

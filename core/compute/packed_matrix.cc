@@ -72,7 +72,7 @@ std::optional<int64_t> MatrixPlan::bytes() const {
 }
 
 PackedMatrix::PackedMatrix(const MatrixPlan& plan, size_t bytes) : plan_(plan), buffer_(bytes) {
-  std::memset(buffer_.data(), 0, buffer_.size());
+  std::ranges::fill(buffer_.span(), std::byte{0});
 }
 
 absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
@@ -97,7 +97,9 @@ std::byte* PackedMatrix::DataOf(const Chunk& chunk) {
 
 void PackedMatrix::FillTransposed(const MatrixView& source, int64_t first_k) {
   for (const Chunk& chunk : chunks_) {
-    const MatrixView rows = source.Rows(chunk.first_column, chunk.columns);
+    // The plan may have more columns than the source has rows: they stay zero.
+    const MatrixView rows =
+        source.Rows(chunk.first_column, std::min(chunk.columns, source.rows - chunk.first_column));
     const int64_t width = WidthOf(chunk);
     std::byte* data = DataOf(chunk);
     if (plan_.type == ComputeType::kF32) {

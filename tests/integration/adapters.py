@@ -1,10 +1,13 @@
 """Writes small PEFT folders for the tests, whole or broken on purpose."""
 import json
+import math
+import time
 
 import numpy as np
 
 from peft_rules import PeftAdapter
 from tensors import array, safetensors_bytes
+from adapterd.v1 import adapter_pb2, projection_service_pb2
 
 Q0 = "model.layers.0.self_attn.q_proj"
 Q1 = "model.layers.1.self_attn.q_proj"
@@ -52,6 +55,28 @@ def write_adapter(folder, modules=None, seed=0, dtype="F32", **config):
     modules = modules or SMALL
     write_files(folder, config_of(modules, **config), tensors_of(modules, seed, dtype))
     return PeftAdapter(folder)
+
+
+# Much work for few bytes; exact_adapter's sums stay whole numbers below 2^24 all the same.
+HEAVY = {Q0: (64, 64, 2048)}
+
+
+def heavy_request(client, name, x, seconds):
+    """A request for HEAVY that keeps one worker busy for about so long on this machine.
+
+    Gives the request and the factor on the adapter's delta in each of its outputs.
+    """
+    request = projection_service_pb2.ApplyProjectionRequest(input=x)
+    request.segments.add().adapters.extend([adapter_pb2.AdapterRef(name=name)] * 16)
+    request.projections.add(module=adapter_pb2.ModuleSelector(path=Q0))
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        client.apply(request)
+        times.append(time.monotonic() - start)
+    repeats = min(200, math.ceil(seconds / min(times)))
+    request.projections.extend([request.projections[0]] * (repeats - 1))
+    return request, 16
 
 
 def delta_of(truth, path, x):

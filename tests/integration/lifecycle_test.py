@@ -8,19 +8,18 @@ import unittest
 import grpc
 import numpy as np
 
-from adapters import Q0, SMALL, delta_of, exact_adapter, write_adapter, write_files
+from adapters import (HEAVY, Q0, SMALL, delta_of, exact_adapter, heavy_request, write_adapter,
+                      write_files)
 from harness import ServerTest, apply_request, failure_of, fixtures, until
 from peft_rules import PeftAdapter
 from tensors import Array, array, from_proto, read_safetensors
-from adapterd.v1 import adapter_pb2, adapter_service_pb2
+from adapterd.v1 import adapter_service_pb2
 
 EXISTS = "ALREADY_EXISTS/ADAPTER_EXISTS"
 NOT_FOUND = "NOT_FOUND/ADAPTER_NOT_FOUND"
 DEADLINE = grpc.StatusCode.DEADLINE_EXCEEDED
 
-# Much work for few bytes, sixteen times over in one request.
-BUSY = {Q0: (64, 64, 2048)}
-ROWS = 64
+SMALL_WORK = 0.01  # seconds of a worker; a hundred times that is what a held request waits for
 
 
 class LifecycleTest(ServerTest):
@@ -58,7 +57,7 @@ class LifecycleTest(ServerTest):
 
 class LoadTest(LifecycleTest):
     def test_64_clients_that_load_the_same_adapter_cause_one_load(self):
-        truth = write_adapter(self.root / "a", BUSY)
+        truth = write_adapter(self.root / "a", HEAVY)
         self.serve()
         replies = self.everybody([lambda c: c.load("a", "a", labels={"k": "v"})] * 64)
         for reply in replies:
@@ -133,7 +132,7 @@ class LoadTest(LifecycleTest):
                          truth.revision())
 
     def test_a_load_that_nobody_waits_for_leaves_nothing_behind(self):
-        write_adapter(self.root / "a", BUSY)
+        write_adapter(self.root / "a", HEAVY)
         self.serve()
         request = adapter_service_pb2.LoadAdapterRequest(name="a", source="a")
         call = self.client.adapters.LoadAdapter.future(request)
@@ -151,7 +150,7 @@ class UnloadTest(LifecycleTest):
     def setUp(self):
         super().setUp()
         self.truth = exact_adapter(self.root / "a", SMALL)
-        exact_adapter(self.root / "busy", BUSY)
+        exact_adapter(self.root / "busy", HEAVY)
         self.serve("--threads=1")
         self.client.load("busy", "busy")
         self.busy_bytes = self.server.adapter_bytes()
@@ -167,9 +166,7 @@ class UnloadTest(LifecycleTest):
 
     def hold(self):
         """A request for "a" that waits behind long ones: its reply's future."""
-        request = apply_request("busy", Q0, array(np.ones((ROWS, BUSY[Q0][0]))).proto())
-        request.ClearField("adapter")
-        request.segments.add().adapters.extend([adapter_pb2.AdapterRef(name="busy")] * 16)
+        request, _ = heavy_request(self.client, "busy", array(np.ones((64, 64))).proto(), SMALL_WORK)
         self.queue = [self.client.apply_later(request) for _ in range(100)]
         held = self.client.apply_later(self.request)  # arrives last on this connection
         until(lambda: self.client.get("a").in_flight == 1, "a request in flight")

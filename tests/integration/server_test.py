@@ -8,17 +8,17 @@ import unittest
 import grpc
 import numpy as np
 
-from adapters import Q0, delta_of, exact_adapter, write_adapter
+from adapters import HEAVY, Q0, delta_of, exact_adapter, heavy_request, write_adapter
 from harness import ServerTest, apply_request, failure_of, find_tool, until
 from tensors import array, from_proto
 import health_pb2
 import reflection_pb2
-from adapterd.v1 import adapter_pb2, adapter_service_pb2
+from adapterd.v1 import adapter_service_pb2
 
 SERVICES = ["adapterd.v1.AdapterService", "adapterd.v1.MergeService",
             "adapterd.v1.ProjectionService"]
 ANY_PORT = ["--grpc-address=127.0.0.1:0", "--admin-address=127.0.0.1:0"]
-BUSY = {Q0: (64, 64, 2048)}
+SMALL_WORK = 0.015  # seconds of a worker; a hundred times that is what a drain has to wait for
 
 
 def health(client, service):
@@ -259,22 +259,22 @@ class DrainTest(ServerTest):
 
     def serve(self, *flags):
         root = self.folder()
-        self.truth = exact_adapter(root / "busy", BUSY)
+        truth = exact_adapter(root / "busy", HEAVY)
         self.server = self.start(f"--adapter-root={root}", "--load=busy=busy", "--threads=1",
                                  *flags)
-        # One adapter sixteen times over makes much work of few bytes.
-        self.x = np.arange(64 * BUSY[Q0][0]).reshape(64, -1) % 7.0
-        self.request = apply_request("busy", Q0, array(self.x).proto())
-        self.request.ClearField("adapter")
-        self.request.segments.add().adapters.extend([adapter_pb2.AdapterRef(name="busy")] * 16)
-        self.right = 16 * delta_of(self.truth, Q0, self.x)
+        x = np.arange(64 * 64).reshape(64, 64) % 7.0
+        self.request, times = heavy_request(self.server.client, "busy", array(x).proto(),
+                                            SMALL_WORK)
+        self.right = times * delta_of(truth, Q0, x)
+        self.started = self.started_applies()
+
+    def started_applies(self):
+        return self.server.metric("grpc_server_started_total", grpc_method="ApplyProjection",
+                                  grpc_service="adapterd.v1.ProjectionService")
 
     def begin(self, count):
         calls = [self.server.client.apply_later(self.request) for _ in range(count)]
-        method = {"grpc_service": "adapterd.v1.ProjectionService",
-                  "grpc_method": "ApplyProjection"}
-        until(lambda: self.server.metric("grpc_server_started_total", **method) == count,
-              "all requests to arrive")
+        until(lambda: self.started_applies() == self.started + count, "all requests to arrive")
         self.assertFalse(calls[-1].done(), "there is work left")
         return calls
 
@@ -291,8 +291,8 @@ class DrainTest(ServerTest):
         calls = self.begin(100)
         self.server.terminate()
         for call in calls:
-            np.testing.assert_array_equal(from_proto(call.result().outputs[0].output).values(),
-                                          self.right)
+            for output in call.result().outputs:
+                np.testing.assert_array_equal(from_proto(output.output).values(), self.right)
         self.assertEqual(self.server.wait(), (0, ""))
         self.assertNotIn("drain_timeout", self.server.stderr())
 

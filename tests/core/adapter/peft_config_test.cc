@@ -76,33 +76,33 @@ TEST(PeftConfigTest, ReadsWhatIsThere) {
 }
 
 TEST(PeftConfigTest, WhatChangesNothingIsAccepted) {
-  for (
-      const char* keys : {
-          R"("rank_pattern": null, "alpha_pattern": null, "exclude_modules": null)",
-          R"("bias": "none", "fan_in_fan_out": true, "inference_mode": true)",
-          R"("init_lora_weights": true)",
-          R"("init_lora_weights": false)",
-          R"("init_lora_weights": null)",
-          R"("init_lora_weights": "gaussian")",
-          R"("init_lora_weights": "orthogonal")",
-          R"("init_lora_weights": "eva")",
-          R"("init_lora_weights": "mica")",
-          R"("init_lora_weights": "Gaussian")",
-          R"("layer_replication": [[0, 2], [1, 2]])",
-          R"("eva_config": {"rho": 2.0})",
-          R"("megatron_core": "megatron.core", "qalora_group_size": 16, "use_qalora": false)",
-          R"("loftq_config": {"loftq_bits": 4}, "corda_config": {"a": 1})",
-          R"("velora_config": {"a": 1}, "monteclora_config": {"a": 1})",
-          R"("ensure_weight_tying": true, "auto_mapping": {"a": "b"}, "revision": "main")",
-          R"("modules_to_save": [], "trainable_token_indices": {}, "target_parameters": [])",
-          R"("use_dora": false, "lora_bias": false, "use_bdlora": null, "kasa_config": null)",
-          R"("a_new_key": null, "b": false, "c": 0, "d": 0.0, "e": "", "f": [], "g": {}, "h": -0.0)",
-          R"("runtime_config": null)",
-          R"("lora_alpha": 0)",
-          R"("r": 4, "r": 2)",
-          R"("layers_to_transform": [], "layers_pattern": [])",
-          R"("layers_to_transform": null, "layers_pattern": "")",
-      }) {
+  for (const char* keys : {
+           R"("rank_pattern": null, "alpha_pattern": null, "exclude_modules": null)",
+           R"("bias": "none", "fan_in_fan_out": true, "inference_mode": true)",
+           R"("init_lora_weights": true)",
+           R"("init_lora_weights": false)",
+           R"("init_lora_weights": null)",
+           R"("init_lora_weights": "gaussian")",
+           R"("init_lora_weights": "orthogonal")",
+           R"("init_lora_weights": "eva")",
+           R"("init_lora_weights": "mica")",
+           R"("init_lora_weights": "Gaussian")",
+           R"("layer_replication": [[0, 2], [1, 2]])",
+           R"("eva_config": {"rho": 2.0})",
+           R"("megatron_core": "megatron.core", "qalora_group_size": 16, "use_qalora": false)",
+           R"("loftq_config": {"loftq_bits": 4}, "corda_config": {"a": 1})",
+           R"("velora_config": {"a": 1}, "monteclora_config": {"a": 1})",
+           R"("ensure_weight_tying": true, "auto_mapping": {"a": "b"}, "revision": "main")",
+           R"("modules_to_save": [], "trainable_token_indices": {}, "target_parameters": [])",
+           R"("use_dora": false, "lora_bias": false, "use_bdlora": null, "kasa_config": null)",
+           R"("a_new_key": null, "b": false, "c": 0, "d": 0.0, "e": "", "f": [], "g": {})",
+           R"("h": -0.0)",
+           R"("runtime_config": null)",
+           R"("lora_alpha": 0)",
+           R"("r": 4, "r": 2)",
+           R"("layers_to_transform": [], "layers_pattern": [])",
+           R"("layers_to_transform": null, "layers_pattern": "")",
+       }) {
     ProblemList problems;
     EXPECT_TRUE(Parse(Json(keys), problems).has_value());
     EXPECT_THAT(problems.items(), IsEmpty()) << keys;

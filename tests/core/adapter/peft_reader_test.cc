@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <limits>
+#include <random>
 
 #include "core/base/sha256.h"
 #include "tests/core/adapter/adapter_folder.h"
@@ -179,6 +180,46 @@ TEST(PeftReaderTest, FilesThatMovedOnAreNotServed) {
     EXPECT_THAT(reader->Read({}, folder.problems()), HasReason(Reason::kSourceChanged));
     EXPECT_THAT(reader->Digest({}, folder.problems()), HasReason(Reason::kSourceChanged));
   }
+}
+
+// Random damage to a real adapter: a reason or a whole adapter, never a crash, and never the
+// revision of the original over other content.
+TEST(PeftReaderTest, DamagedFilesAreRefusedOrReadWhole) {
+  const std::filesystem::path original =
+      std::filesystem::path(ADAPTERD_FIXTURES) / "peft/cases/llama-qv";
+  ProblemList none;
+  const auto intact = OpenerAt(original.parent_path())({"llama-qv", ""}, none)->Read({}, none);
+  ASSERT_THAT(intact, IsOk());
+  std::mt19937 random(20230901);
+  TempDir dir;
+  int loaded = 0;
+  for (int round = 0; round < 400; ++round) {
+    std::string config = ReadFile(original / "adapter_config.json");
+    std::string weights = ReadFile(original / "adapter_model.safetensors");
+    std::string& victim = round % 2 == 0 ? config : weights;
+    const size_t damage = std::min<size_t>(victim.size(), 1600);  // config or header
+    for (int i = 0; i <= round % 3; ++i) {
+      victim[random() % damage] = round % 5 == 0 ? static_cast<char>(random() % 256)
+                                                 : "0123456789{}[],:\"- ntfaQq._"[random() % 28];
+    }
+    dir.Write("a/adapter_config.json", config);
+    dir.Write("a/adapter_model.safetensors", weights);
+    ProblemList problems;
+    const auto reader = OpenerAt(dir.path())({"a", ""}, problems);
+    ASSERT_EQ(reader == nullptr, problems.has_errors());
+    if (reader == nullptr) continue;
+    const auto adapter = reader->Read({}, problems);
+    if (!adapter.ok()) continue;
+    ++loaded;
+    if ((*adapter)->digest().revision != (*intact)->digest().revision) continue;
+    for (size_t i = 0; i < (*intact)->manifest().modules.size(); ++i) {
+      EXPECT_EQ((*adapter)->manifest().modules[i].scale, (*intact)->manifest().modules[i].scale);
+      EXPECT_EQ(AsText((*adapter)->factors(i).lora_b.bytes()),
+                AsText((*intact)->factors(i).lora_b.bytes()));
+    }
+  }
+  EXPECT_GT(loaded, 0);
+  EXPECT_LT(loaded, 400);
 }
 
 TEST(PeftReaderTest, IdentityIsThatOfBothFiles) {

@@ -57,6 +57,17 @@ TEST(PackedPairTest, GrowsTheUsualRanksLittle) {
   }
 }
 
+TEST(PackedPairTest, NoShapeFallsBackToReferenceLoops) {
+  const Kernels kernels;
+  for (const ComputeType type : TypesOfThisCpu()) {
+    for (const int64_t rank : {1, 2, 5, 8, 9, 16, 17, 24, 33, 40, 64, 65, 100, 128, 300, 4100}) {
+      const TestPair pair(StoredType(type), StoredType(type), {100, rank, 4500}, 1);
+      ASSERT_THAT(PackedPair::Pack(kernels, pair.a.view(), pair.b.view(), type), IsOk());
+      EXPECT_THAT(kernels.SlowMatmuls(), testing::IsEmpty()) << "rank " << rank;
+    }
+  }
+}
+
 TEST(PackedPairTest, RefusesSizesThatDoNotFit) {
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   for (const ComputeType type : TypesOfThisCpu()) {

@@ -19,8 +19,9 @@ std::span<const std::byte> Bytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }
 
-SafetensorsTensor TensorOf(std::string name, DType dtype, Shape shape, std::string_view data) {
-  return {std::move(name), dtype, std::move(shape), Bytes(data)};
+SafetensorsTensor TensorOf(std::string name, DType dtype, const Shape& shape,
+                           std::string_view data) {
+  return {std::move(name), dtype, shape, Bytes(data)};
 }
 
 // The tensors of a file that was read, in the order of its table. `file` must outlive them.
