@@ -2,9 +2,11 @@
 #ifndef ADAPTERD_TESTS_CORE_COMPUTE_MATRICES_H_
 #define ADAPTERD_TESTS_CORE_COMPUTE_MATRICES_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,7 +26,7 @@ class TestMatrix {
         cols_(cols),
         offset_(offset),
         buffer_(offset + rows * cols * FloatBytes(dtype)) {
-    if (buffer_.size() > 0) std::memset(buffer_.data(), 0, buffer_.size());
+    std::ranges::fill(buffer_.span(), std::byte{0});
   }
 
   TestMatrix(const TestMatrix& other)
@@ -86,7 +88,7 @@ class TestMatrix {
   // Bit for bit.
   bool operator==(const TestMatrix& other) const {
     return dtype_ == other.dtype_ && rows_ == other.rows_ && cols_ == other.cols_ &&
-           std::memcmp(data(), other.data(), bytes()) == 0;
+           std::ranges::equal(std::span(data(), bytes()), std::span(other.data(), bytes()));
   }
 
  private:
