@@ -34,7 +34,7 @@ int64_t ReadLimit(const std::string& path) {
 std::string CgroupV2Path(const std::string& root) {
   std::ifstream file(root + "/proc/self/cgroup");
   for (std::string line; std::getline(file, line);) {
-    if (line.rfind("0::", 0) == 0) return line.substr(3) == "/" ? "" : line.substr(3);
+    if (line.rfind("0::/", 0) == 0) return line.size() == 4 ? "" : line.substr(3);
   }
   return "";
 }

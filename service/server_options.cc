@@ -33,7 +33,6 @@ std::vector<std::string> ProtectEmptyValues(int argc, const char* const* argv) {
       args.push_back(std::move(arg));
     }
   }
-  std::reverse(args.begin(), args.end());  // the order that CLI11 takes a vector in
   return args;
 }
 
@@ -41,6 +40,22 @@ std::string EnvironmentName(const std::string& flag) {
   std::string name = "ADAPTERD_";
   for (char c : flag) name.push_back(c == '-' ? '_' : static_cast<char>(std::toupper(c)));
   return name;
+}
+
+bool IsGiven(const std::vector<std::string>& args, const std::string& flag) {
+  return std::any_of(args.begin(), args.end(), [&](const std::string& arg) {
+    return arg == "--" + flag || arg.rfind("--" + flag + "=", 0) == 0;
+  });
+}
+
+// Adds what the environment says of flags that the command line does not name. CLI11 would ask the
+// config file first, and could not take the config file's own name from the environment.
+void AddEnvironment(const std::vector<std::string>& flags, std::vector<std::string>& args) {
+  for (const std::string& flag : flags) {
+    const char* value = std::getenv(EnvironmentName(flag).c_str());
+    if (value == nullptr || IsGiven(args, flag)) continue;
+    args.push_back(fmt::format("--{}={}", flag, *value == '\0' ? kEmptyValue : value));
+  }
 }
 
 [[noreturn]] void Refuse(const std::string& flag, const std::string& value,
@@ -70,13 +85,25 @@ class Flags {
             if (!parse(text)) Refuse(flag, text, expected);
           }
         };
+    names_.push_back(flag);
     CLI::Option* option = app_.add_option_function("--" + flag, apply, help);
-    return option->envname(EnvironmentName(flag))
-        ->allow_extra_args(false)
-        ->expected(1)
-        ->type_name("")
-        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    return option->allow_extra_args(false)->expected(1)->type_name("")->multi_option_policy(
+        CLI::MultiOptionPolicy::TakeAll);
   }
+
+  void Switch(const std::string& flag, const std::string& help, bool& out) {
+    names_.push_back(flag);
+    app_.add_flag("--" + flag, out, help);
+  }
+
+  // Of the config file itself.
+  void Config(const std::string& flag, const std::string& help) {
+    names_.push_back(flag);
+    app_.set_config("--" + flag, "", help);
+    app_.allow_config_extras(CLI::config_extras_mode::error);
+  }
+
+  const std::vector<std::string>& names() const { return names_; }
 
   void Text(const std::string& flag, const std::string& help, std::string& out) {
     Add(flag, "text", help, [&out](const std::string& value) {
@@ -111,6 +138,7 @@ class Flags {
 
  private:
   CLI::App& app_;
+  std::vector<std::string> names_;
 };
 
 bool ParseRoot(const std::string& value, std::vector<SourceRoots::Root>& roots) {
@@ -222,19 +250,21 @@ absl::StatusOr<Command> ParseCommandLine(int argc, const char* const* argv,
   Command command;
   command.options = Defaults(host);
   bool version = false;
-  CLI::App app("Serves LoRA adapters over gRPC: loads, lists, applies and merges them.",
-               "adapterd");
+  CLI::App app(
+      "Serves LoRA adapters over gRPC: loads, lists, applies and merges them.\n"
+      "Every flag is an environment variable too: ADAPTERD_ and its name in upper case.",
+      "adapterd");
   Flags flags(app);
   AddServingFlags(flags, command.options);
-  app.add_flag("--insecure", command.options.insecure, "allow plain text beyond loopback")
-      ->envname("ADAPTERD_INSECURE");
-  app.set_config("--config", "", "file with the same keys (key = value)")
-      ->envname("ADAPTERD_CONFIG");
-  app.allow_config_extras(CLI::config_extras_mode::error);
+  flags.Switch("insecure", "allow plain text beyond loopback", command.options.insecure);
+  flags.Config("config", "file with the same keys (key = value)");
+  std::vector<std::string> args = ProtectEmptyValues(argc, argv);
+  AddEnvironment(flags.names(), args);  // what follows is for the command line alone
   flags.Text("digest", "print the revision of the adapter at PATH and exit", command.text);
   app.add_flag("--version", version, "print the version and exit");
   try {
-    app.parse(ProtectEmptyValues(argc, argv));
+    std::reverse(args.begin(), args.end());  // the order that CLI11 takes a vector in
+    app.parse(args);
   } catch (const CLI::CallForHelp&) {
     return Command{Command::Kind::kPrintAndExit, app.help(), {}};
   } catch (const CLI::ParseError& error) {

@@ -203,7 +203,7 @@ TEST_F(AdapterServiceTest, AnExpectedDigestIsChecked) {
 
 TEST_F(AdapterServiceTest, AnAdapterOverTheBudgetIsRefusedWithTheNumbers) {
   TestServerOptions options;
-  options.memory_budget_bytes = 1000;
+  options.memory_budget_bytes = 100;
   TestServer server(options);
   PeftBuilder(1).Add(kQ0, 2, kIn, kOut).Write(server.dir(), "folder");
   const auto reply = server.Load("x", "folder");
@@ -211,7 +211,7 @@ TEST_F(AdapterServiceTest, AnAdapterOverTheBudgetIsRefusedWithTheNumbers) {
   EXPECT_THAT(reply.status, HasRpcMetadata("adapter", "x"));
   EXPECT_THAT(reply.status, HasRpcMetadata("needed_bytes", ::testing::Not("0")));
   EXPECT_THAT(reply.status, HasRpcMetadata("used_bytes", "0"));
-  EXPECT_THAT(reply.status, HasRpcMetadata("budget_bytes", "1000"));
+  EXPECT_THAT(reply.status, HasRpcMetadata("budget_bytes", "100"));
   EXPECT_EQ(server.used_bytes(), 0);
   EXPECT_THAT(server.List()->adapters(), IsEmpty());
 }
