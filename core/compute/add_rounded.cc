@@ -268,8 +268,8 @@ std::vector<AddRoundedVariant> AddRoundedVariants() {
 
 RoundingStats AddRounded(DType dtype, const std::byte* weight, const float* delta,
                          std::byte* merged, int64_t count) {
-  static const auto kAdd = AddRoundedVariants().front().add;
-  return kAdd(dtype, weight, delta, merged, count);
+  static const auto add = AddRoundedVariants().front().add;
+  return add(dtype, weight, delta, merged, count);
 }
 
 }  // namespace adapterd

@@ -20,12 +20,12 @@ constexpr int64_t kRowMajorRows = 8;
 // oneDNN's kernels count in 32 bits.
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
 
-void LoadWords(const MatrixView& source, const std::byte* from, int64_t count, float* words) {
-  ConvertToF32(source.dtype, from, words, count);
+void LoadWords(DType dtype, const std::byte* from, int64_t count, float* words) {
+  ConvertToF32(dtype, from, words, count);
 }
 
 template <typename Word>
-void LoadWords(const MatrixView& source, const std::byte* from, int64_t count, Word* words) {
+void LoadWords(DType /*dtype*/, const std::byte* from, int64_t count, Word* words) {
   words[(count * 2 - 1) / static_cast<int64_t>(sizeof(Word))] = 0;  // a last pair may be half full
   std::memcpy(words, from, count * 2);
 }
@@ -45,7 +45,8 @@ void TransposeWords(const MatrixView& source, int64_t per_word, int64_t width, i
     for (int64_t col = 0; col < source.cols; col += kWords * per_word) {
       const int64_t cols = std::min(kWords * per_word, source.cols - col);
       for (int64_t i = 0; i < rows; ++i) {
-        LoadWords(source, source.data + ((row + i) * source.cols + col) * element, cols, tile[i]);
+        LoadWords(source.dtype, source.data + ((row + i) * source.cols + col) * element, cols,
+                  tile[i]);
       }
       Word* out = strip + col / per_word * width;
       for (int64_t j = 0; j < CeilDiv(cols, per_word); ++j, out += width) {

@@ -30,8 +30,8 @@ class Scratch {
     AlignedBuffer& buffer = buffers_[slot];
     const size_t bytes = static_cast<size_t>(count) * sizeof(T);
     if (buffer.size() < bytes) {
-      buffer = AlignedBuffer();  // free the old one first
-      buffer = AlignedBuffer(bytes);
+      buffer = {};  // free the old one first
+      buffer = AlignedBuffer{bytes};
     }
     return reinterpret_cast<T*>(buffer.data());
   }

@@ -9,9 +9,8 @@ import numpy as np
 
 from adapters import (Q0, Q1, SMALL, V0, config_of, tensors_of, write_adapter, write_files)
 from harness import ServerTest, apply_request, merge_request
-from tensors import Array, array, safetensors_bytes
-from adapterd.v1 import (adapter_pb2, adapter_service_pb2, merge_service_pb2,
-                         projection_service_pb2, tensor_pb2)
+from tensors import array, safetensors_bytes
+from adapterd.v1 import (adapter_pb2, merge_service_pb2, projection_service_pb2, tensor_pb2)
 
 FIELD = "INVALID_ARGUMENT/INVALID_FIELD"
 SHAPE = "INVALID_ARGUMENT/SHAPE_MISMATCH"

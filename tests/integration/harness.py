@@ -198,6 +198,7 @@ class Server:
             self.process.wait()
             raise AssertionError(f"no ready line but {self.ready_line!r}: {self.stderr()}")
         self.grpc, self.admin = ready.groups()
+        self.expected_exit = 0  # what stop() takes for a good end
         self._clients = []
         self.client = self.connect()
 
@@ -265,7 +266,7 @@ class Server:
         return self.process.returncode, rest
 
     def stop(self):
-        """Ends the process and fails unless it ended well (a sanitizer's report is an exit code)."""
+        """Ends the process and fails unless it ended well; sanitizers report by the exit code."""
         if self.process.poll() is None:
             for client in self._clients:
                 client.close()
@@ -273,7 +274,7 @@ class Server:
             self.wait()
         code, stderr = self.process.returncode, self.stderr()
         self._folder.cleanup()
-        if code != 0:
+        if code != self.expected_exit:
             raise AssertionError(f"adapterd ended with {code}:\n{stderr[-4000:]}")
 
 

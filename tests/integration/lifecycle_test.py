@@ -13,7 +13,7 @@ from adapters import (HEAVY, Q0, SMALL, delta_of, exact_adapter, heavy_request, 
 from harness import ServerTest, apply_request, failure_of, fixtures, until
 from peft_rules import PeftAdapter
 from tensors import Array, array, from_proto, read_safetensors
-from adapterd.v1 import adapter_service_pb2
+from adapterd.v1 import adapter_pb2, adapter_service_pb2
 
 EXISTS = "ALREADY_EXISTS/ADAPTER_EXISTS"
 NOT_FOUND = "NOT_FOUND/ADAPTER_NOT_FOUND"
@@ -166,7 +166,8 @@ class UnloadTest(LifecycleTest):
 
     def hold(self):
         """A request for "a" that waits behind long ones: its reply's future."""
-        request, _ = heavy_request(self.client, "busy", array(np.ones((64, 64))).proto(), SMALL_WORK)
+        x = array(np.ones((64, 64))).proto()
+        request, _ = heavy_request(self.client, "busy", x, SMALL_WORK)
         self.queue = [self.client.apply_later(request) for _ in range(100)]
         held = self.client.apply_later(self.request)  # arrives last on this connection
         until(lambda: self.client.get("a").in_flight == 1, "a request in flight")
@@ -246,6 +247,17 @@ class UnloadTest(LifecycleTest):
         until(lambda: self.server.adapter_bytes() == self.busy_bytes, "the memory to be free")
         self.finish()
 
+    def test_cancelled_requests_give_everything_back(self):
+        held = self.hold()
+        for call in [*self.queue, held]:
+            call.cancel()
+        until(lambda: self.server.metric("adapterd_inflight_bytes") == 0, "the bytes to be free")
+        for name in ("a", "busy"):
+            until(lambda: self.client.get(name).in_flight == 0, "the handles to be let go")
+            expected = self.client.get(name).memory_bytes
+            self.assertEqual(self.client.unload(name).freed_bytes, expected)
+        self.assertEqual(self.server.adapter_bytes(), 0)
+
     def test_a_replaced_revision_drains_beside_the_new_one(self):
         new = exact_adapter(self.root / "new", SMALL, seed=9)
         old_bytes = self.client.get("a").memory_bytes
@@ -261,6 +273,56 @@ class UnloadTest(LifecycleTest):
         self.assertEqual(self.server.adapter_bytes(), self.busy_bytes + reply.adapter.memory_bytes)
         self.right = delta_of(new, Q0, self.x)
         self.check(self.client.apply(self.request), new.revision())
+
+
+class ListTest(LifecycleTest):
+    def setUp(self):
+        super().setUp()
+        write_adapter(self.root / "x", base_model_name_or_path="base/x")
+        write_adapter(self.root / "y", base_model_name_or_path="base/y")
+        self.serve()
+        for i in range(10):
+            self.client.load(f"a{i}", "xy"[i % 2], labels={"third": str(i % 3), "all": "1"})
+        self.names = [f"a{i}" for i in range(10)]
+
+    def listed(self, page_size, **filters):
+        """The names on all pages."""
+        names, token = [], ""
+        while True:
+            page = self.client.list(page_size=page_size, page_token=token, **filters)
+            names += [adapter.name for adapter in page.adapters]
+            if page_size:
+                self.assertLessEqual(len(page.adapters), page_size)
+            token = page.next_page_token
+            if not token:
+                self.assertEqual(page.total_size, len(names))
+                return names
+
+    def test_the_pages_hold_every_adapter_once(self):
+        for page_size in (0, 1, 3, 10, 5000):
+            self.assertEqual(self.listed(page_size), self.names)
+
+    def test_all_filters_have_to_match(self):
+        ready = adapter_pb2.ADAPTER_STATE_READY
+        for filters, expected in (
+                ({"name_prefix": "a"}, self.names), ({"name_prefix": "a3"}, ["a3"]),
+                ({"name_prefix": "b"}, []), ({"base_model": "base/y"}, self.names[1::2]),
+                ({"labels": {"third": "1"}}, self.names[1::3]),
+                ({"labels": {"third": "1", "all": "2"}}, []),
+                ({"labels": {"third": "1", "all": "1"}, "base_model": "base/x"}, ["a4"]),
+                ({"state": ready}, self.names),
+                ({"state": adapter_pb2.ADAPTER_STATE_FAILED}, [])):
+            with self.subTest(filters):
+                for page_size in (0, 2):
+                    self.assertEqual(self.listed(page_size, **filters), expected)
+
+    def test_the_summary_is_of_all_adapters(self):
+        summary = self.client.list(name_prefix="none").summary
+        one = self.client.get("a0")
+        self.assertEqual((summary.adapter_count, summary.resident_count), (10, 10))
+        self.assertEqual(summary.memory_bytes, self.server.adapter_bytes())
+        self.assertEqual(summary.parameter_count, 10 * one.parameter_count)
+        self.assertEqual(summary.memory_budget_bytes, self.client.info().memory_budget_bytes)
 
 
 class RevisionTest(LifecycleTest):

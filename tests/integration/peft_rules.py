@@ -49,5 +49,6 @@ class PeftAdapter:
             for role, tensor in zip(("lora_a", "lora_b"), pair):
                 dims = "x".join(map(str, tensor.shape))
                 digest = hashlib.sha256(tensor.tobytes()).hexdigest()
-                lines.append(f"{path}\t{role}\t{scale}\t{tensor.dtype}\t{dims}\t{digest}\n".encode())
+                fields = (path, role, scale, tensor.dtype, dims, digest)
+                lines.append(("\t".join(fields) + "\n").encode())
         return hashlib.sha256(b"adapterd-revision-v1\n" + b"".join(sorted(lines))).hexdigest()

@@ -105,7 +105,8 @@ def json_differences(expected, actual, where="$"):
         for key in expected.keys() - {ANY} - actual.keys():
             found.append(f"{where}.{key}: not in the answer")
         if ANY not in expected:
-            found += [f"{where}.{key}: not in the README" for key in actual.keys() - expected.keys()]
+            found += [f"{where}.{key}: not in the README"
+                      for key in actual.keys() - expected.keys()]
         for key in expected.keys() & actual.keys():
             found += json_differences(expected[key], actual[key], f"{where}.{key}")
         return sorted(found)
@@ -123,7 +124,9 @@ def text_differences(expected, actual):
     lines = ["(?:[^\n]*\n)*" if line.strip() == ANY else re.escape(line.strip()) + "\n"
              for line in expected.strip().splitlines()]
     found = "".join(line.strip() + "\n" for line in actual.strip().splitlines())
-    return [] if re.fullmatch("".join(lines), found) else [f"expected {expected!r}, found {found!r}"]
+    if re.fullmatch("".join(lines), found):
+        return []
+    return [f"expected {expected!r}, found {found!r}"]
 
 
 def differences(expected, actual):

@@ -341,9 +341,9 @@ class DrainTest(ServerTest):
         self.server.terminate()
         with self.assertRaises(grpc.RpcError):
             calls[-1].result()
+        self.server.expected_exit = 1
         self.assertEqual(self.server.wait()[0], 1)
         self.assertIn("drain_timeout", self.server.stderr())
-        self.server.process.returncode = 0  # as intended here; stop() would complain
 
     def test_sigint_stops_as_sigterm_does(self):
         server = self.start()

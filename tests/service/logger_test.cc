@@ -95,7 +95,9 @@ TEST(LoggerTest, NoValueForgesALineOrAField) {
     const nlohmann::json object = nlohmann::json::parse(objects[0]);
     EXPECT_EQ(object.at("level"), "info");
     EXPECT_EQ(object.size(), 4u);
-    if (value.find('\xff') == std::string::npos) EXPECT_EQ(object.at("v"), value);
+    if (value.find('\xff') == std::string::npos) {
+      EXPECT_EQ(object.at("v"), value);
+    }
   }
 }
 

@@ -121,7 +121,9 @@ TEST_F(MergeErrorsTest, WrongRequestsAreRefusedAndChangeNothing) {
     one.spoil(request);
     const auto reply = server_.Merge(request);
     EXPECT_THAT(reply.status, IsRpcError(one.reason));
-    if (*one.field != '\0') EXPECT_THAT(reply.status, HasRpcMetadata("field", one.field));
+    if (*one.field != '\0') {
+      EXPECT_THAT(reply.status, HasRpcMetadata("field", one.field));
+    }
     EXPECT_EQ(server_.used_bytes(), used);
     EXPECT_EQ(server_.inflight_bytes(), 0);
     EXPECT_EQ(server_.registry().Get("x")->in_flight, 0);

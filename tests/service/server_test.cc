@@ -2,6 +2,7 @@
 #include "service/server.h"
 
 #include <gmock/gmock.h>
+#include <grpc/support/log.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -30,6 +31,11 @@ class ServerTest : public ::testing::Test {
     options_.drain_timeout = absl::Seconds(60);
     options_.log_level = LogLevel::kOff;
     PeftBuilder(1).Add("q_proj", 2, 8, 4).Write(dir_, "a");
+  }
+
+  // What gRPC prints about ports that are taken is meant to happen here.
+  static void SetUpTestSuite() {
+    gpr_set_log_function(+[](gpr_log_func_args*) {});
   }
 
   // The port that the ready line names: "grpc" or "admin".

@@ -239,9 +239,9 @@ TEST_F(MergeTest, CallersAtTheSameTimeGetTheSameResults) {
   const auto weight = TestMatrix::Random(DType::kBF16, 333, 200, 6);
   TestMatrix expected(DType::kBF16, 333, 200);
   ASSERT_THAT(Merge(weight, {&pair}, {}, expected), IsOk());
-  std::vector<std::thread> callers;
-  for (int caller = 0; caller < 8; ++caller) {
-    callers.emplace_back([&] {
+  std::vector<std::thread> callers(8);
+  for (std::thread& caller : callers) {
+    caller = std::thread([&] {
       TestMatrix merged(DType::kBF16, 333, 200);
       EXPECT_THAT(Merge(weight, {&pair}, {}, merged), IsOk());
       EXPECT_TRUE(merged == expected);

@@ -20,8 +20,8 @@ namespace adapterd {
 
 // Kernels compile code for each shape; one instance serves all tests.
 inline const Kernels& SharedKernels() {
-  static const auto* const kKernels = new Kernels;
-  return *kKernels;
+  static const Kernels& kernels = *new Kernels;
+  return kernels;
 }
 
 // The factors of one module of one adapter.

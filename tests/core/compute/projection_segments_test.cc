@@ -38,7 +38,7 @@ class SegmentsTest : public ::testing::TestWithParam<DType> {
     }
   }
 
-  TestTerms TermsOf(int target, int segment) const {
+  TestTerms TermsOf(int64_t target, int segment) const {
     const TestPair* pairs = &pairs_[target * 3];
     switch (segment) {
       case 2:
