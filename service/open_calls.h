@@ -33,8 +33,9 @@ class OpenCalls {
   // Waits until all that entered have left. False when `deadline` comes first.
   bool AwaitNone(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
-    return mutex_.AwaitWithDeadline(
-        absl::Condition(+[](int64_t* count) { return *count == 0; }, &count_), deadline);
+    return mutex_.AwaitWithDeadline(absl::Condition(
+                                        +[](int64_t* count) { return *count == 0; }, &count_),
+                                    deadline);
   }
 
  private:

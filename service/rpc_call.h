@@ -57,8 +57,9 @@ class RpcCall final : public grpc::ServerUnaryReactor,
   void Answer(const absl::Status& status, const google::protobuf::Message* response = nullptr);
 
   // Runs `work` and answers with its status. Exceptions become errors: out of memory is
-  // MEMORY_BUDGET_EXCEEDED, anything else INTERNAL. What `work` holds is let go before the answer, so
-  // that a client which has its answer finds the room free. REQUIRES: nobody has claimed the call.
+  // MEMORY_BUDGET_EXCEEDED, anything else INTERNAL. What `work` holds is let go before the answer,
+  // so that a client which has its answer finds the room free. REQUIRES: nobody has claimed the
+  // call.
   void Run(const google::protobuf::Message& response, absl::AnyInvocable<absl::Status()> work);
 
   // Runs `callback` when the client goes away or the deadline passes; at once if that was before,

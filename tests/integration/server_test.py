@@ -122,13 +122,15 @@ class StartTest(ServerTest):
         self.refuse_start("--grpc-address", "--grpc-address=", ANY_PORT[1])
         self.refuse_start("--threads", *ANY_PORT, "--threads=")
 
-    def test_environment_and_config_file_set_the_same_options_and_flags_win(self):
+    def test_flags_win_over_the_environment_and_that_over_the_config_file(self):
         root = self.folder()
         write_adapter(root / "a")
         config = root / "config"
         config.write_text(f'adapter-root = "{root}"\nthreads = 3\nmemory-budget = "64MiB"\n')
         info = self.start(f"--config={config}").client.info()
         self.assertEqual((info.threads, info.memory_budget_bytes), (3, 64 << 20))
+        server = self.start(f"--config={config}", environment={"ADAPTERD_THREADS": "4"})
+        self.assertEqual(server.client.info().threads, 4)
         server = self.start("--threads=2", environment={
             "ADAPTERD_ADAPTER_ROOT": str(root), "ADAPTERD_THREADS": "5", "ADAPTERD_LOAD": "a=a",
             "ADAPTERD_MAX_MESSAGE_SIZE": "1MiB"})
