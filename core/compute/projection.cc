@@ -155,6 +155,7 @@ class BlockSums {
 };
 
 void CopyBase(const std::optional<MatrixView>& base, const MutableMatrixView& output) {
+  if (output.bytes() == 0) return;  // its data may be null, which memset and memcpy must not get
   if (!base.has_value()) {
     std::memset(output.data, 0, output.bytes());
   } else if (base->dtype == output.dtype) {
