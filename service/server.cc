@@ -4,7 +4,9 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <limits>
@@ -49,13 +51,29 @@ std::string JoinHostPort(const std::string& host, int port) {
                                              : fmt::format("[{}]:{}", host, port);
 }
 
+// Whether a process listens on the socket file at `path`.
+bool IsListening(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) return false;
+  path.copy(address.sun_path, path.size());
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const bool listens =
+      fd >= 0 && connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  if (fd >= 0) close(fd);
+  return listens;
+}
+
 // A socket file that a dead process left behind would make the bind fail; anything else is kept.
 absl::Status RemoveStaleSocket(const std::string& path) {
   struct stat status;
   if (lstat(path.c_str(), &status) != 0) return absl::OkStatus();
-  if (S_ISSOCK(status.st_mode) && unlink(path.c_str()) == 0) return absl::OkStatus();
+  const bool is_socket = S_ISSOCK(status.st_mode);
+  if (is_socket && !IsListening(path) && unlink(path.c_str()) == 0) return absl::OkStatus();
   return Error(Reason::kSourceUnavailable,
-               fmt::format("--unix-socket: {} exists and is not a socket", path));
+               fmt::format("--unix-socket: {} {}", path,
+                           is_socket ? "belongs to a process that listens there"
+                                     : "exists and is not a socket"));
 }
 
 v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels& kernels,

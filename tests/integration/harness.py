@@ -42,6 +42,7 @@ FULL = adapter_pb2.ADAPTER_VIEW_FULL
 MAX_MESSAGE_BYTES = 1000  # of an error's message, in bytes
 MAX_DETAILS_BYTES = 4096
 
+_SANITIZER = re.compile(r"^.*(?:runtime error:|ERROR: \w+Sanitizer)", re.MULTILINE)
 _READY = re.compile(r"adapterd ready grpc=(\S+:\d+) admin=(\S+:\d+)\n")
 _SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)",?')
@@ -275,7 +276,9 @@ class Server:
         code, stderr = self.process.returncode, self.stderr()
         self._folder.cleanup()
         if code != self.expected_exit:
-            raise AssertionError(f"adapterd ended with {code}:\n{stderr[-4000:]}")
+            report = _SANITIZER.search(stderr)  # begins with what matters, then goes on for long
+            shown = stderr[report.start():][:4000] if report else stderr[-4000:]
+            raise AssertionError(f"adapterd ended with {code}:\n{shown}")
 
 
 class ServerTest(unittest.TestCase):

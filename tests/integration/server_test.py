@@ -231,6 +231,9 @@ class ServingTest(ServerTest):
         server = self.start(f"--unix-socket={path}")
         client = server.connect(f"unix:{path}")
         self.assertEqual(client.info().instance_id, server.client.info().instance_id)
+        code, _, err = self.run_to_end(*ANY_PORT, f"--unix-socket={path}")
+        self.assertEqual(code, 2, err)  # somebody listens there
+        self.assertEqual(client.info().instance_id, server.client.info().instance_id)
         (folder / "file").write_text("keep")
         code, _, err = self.run_to_end(*ANY_PORT, f"--unix-socket={folder / 'file'}")
         self.assertEqual((code, (folder / "file").read_text()), (2, "keep"), err)

@@ -59,8 +59,8 @@ MATCHER_P(HasMessage, matcher,
           "message " + ::testing::DescribeMatcher<std::string>(matcher, negation)) {
   const absl::Status& status = testing_internal::GetStatus(arg);
   *result_listener << status;
-  const absl::string_view message = status.message();
-  return ::testing::Matches(matcher)(std::string(message));
+  const std::string message{status.message().data(), status.message().size()};
+  return ::testing::Matches(matcher)(message);
 }
 
 // EXPECT_THAT(F(), HasErrorMetadata("tensor", "a.weight")); the value may be a matcher.
@@ -80,12 +80,14 @@ MATCHER_P2(HasErrorMetadata, key, value,
 
 }  // namespace adapterd
 
-// ASSERT_OK_AND_ASSIGN(auto x, F()): x takes the value, or the test ends.
+// ASSERT_OK_AND_ASSIGN(auto x, F()): x takes the value, or the test ends. `lhs` may be a
+// declaration, so it cannot be put in parentheses. NOLINTBEGIN(bugprone-macro-parentheses)
 #define ASSERT_OK_AND_ASSIGN(lhs, expr) \
   ASSERT_OK_AND_ASSIGN_INNER(ADAPTERD_CONCAT(adapterd_or_, __LINE__), lhs, expr)
 #define ASSERT_OK_AND_ASSIGN_INNER(var, lhs, expr) \
   auto var = (expr);                               \
   ASSERT_THAT(var, ::adapterd::IsOk());            \
   lhs = *std::move(var)
+// NOLINTEND(bugprone-macro-parentheses)
 
 #endif  // ADAPTERD_TESTS_TESTING_STATUS_MATCHERS_H_

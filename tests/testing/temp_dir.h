@@ -34,7 +34,7 @@ class TempDir {
 
   // Writes (or rewrites in place) a file, with the folders above it.
   std::filesystem::path Write(std::string_view name, std::string_view content) const {
-    const std::filesystem::path file = path_ / name;
+    std::filesystem::path file = path_ / name;
     std::filesystem::create_directories(file.parent_path());
     std::ofstream stream(file, std::ios::binary);
     stream.write(content.data(), static_cast<std::streamsize>(content.size()));

@@ -52,7 +52,7 @@ TEST(ErrorTest, MetadataKeepsItsOrderAndTakesNumbers) {
 }
 
 TEST(ErrorTest, HostileValuesDoNotBreakTheEncoding) {
-  using std::string_literals::operator""s;
+  using namespace std::string_literals;  // NOLINT(google-build-using-namespace): only operator""s
   const absl::Status status = Error(Reason::kMalformedTensorFile, "m")
                                   .With("tensor", "a\0INTERNAL\0b"s)
                                   .With("file", "")

@@ -24,7 +24,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-using std::string_literals::operator""s;
+using namespace std::string_literals;  // NOLINT(google-build-using-namespace): only operator""s
 
 std::string Content(const absl::StatusOr<InputFile>& file) {
   if (!file.ok()) return file.status().ToString();
