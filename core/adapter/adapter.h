@@ -15,22 +15,46 @@ namespace adapterd {
 
 enum class AdapterFormat { kPeft };
 
-// One adapted weight matrix W [out_features, in_features]: delta W = scale * B A.
+enum class ModuleKind {
+  kLinear,       // W [out_features, in_features]
+  kEmbedding,    // W [in_features, out_features]: one row a token id; A's columns are ids
+  kConv,         // W [out_features, in_features, kernel...]; A's columns are in_features x kernel
+  kExperts,      // one W an expert; the path names a parameter of the module that holds them
+  kReplacement,  // no pair: tensors that take the place of the base model's
+};
+
+// One adapted weight matrix W: delta W = scale * B A.
 struct ModuleInfo {
   std::string path;  // in the base model, "model.layers.0.self_attn.q_proj"
-  int64_t in_features = 0;
+  ModuleKind kind = ModuleKind::kLinear;
+  int64_t in_features = 0;  // of an embedding: token ids
   int64_t out_features = 0;
-  int64_t rank = 0;
+  int64_t rank = 0;             // of one pair
+  int64_t experts = 0;          // kExperts: how many pairs there are
+  int64_t kernel_elements = 1;  // kConv: places of one kernel (3x3: 9)
   double alpha = 0;
   double scale = 0;  // the factor on B A
   DType lora_a_dtype = DType::kF32;
   DType lora_b_dtype = DType::kF32;
   std::string lora_a_tensor;  // names in the file
   std::string lora_b_tensor;
+  bool has_lora_bias = false;  // B's own bias [out_features]: delta y = scale * (B A x + bias)
+  bool has_magnitude = false;  // DoRA [out_features]
+  bool replaces_bias = false;  // the file holds the layer's bias [out_features]
+  // kReplacement: the weight that takes the base's place. Empty shape: only the bias is replaced.
+  DType weight_dtype = DType::kF32;
+  Shape weight_shape;
+  std::vector<int64_t> token_ids;  // not empty: weight holds these rows alone, [ids, out_features]
 
-  int64_t parameter_count() const { return rank * (in_features + out_features); }
-  int64_t lora_a_bytes() const { return rank * in_features * FloatBytes(lora_a_dtype); }
-  int64_t lora_b_bytes() const { return rank * out_features * FloatBytes(lora_b_dtype); }
+  int64_t columns() const { return in_features * kernel_elements; }  // of A
+  int64_t pairs() const {
+    return kind == ModuleKind::kReplacement ? 0 : kind == ModuleKind::kExperts ? experts : 1;
+  }
+  int64_t parameter_count() const { return pairs() * rank * (columns() + out_features); }
+  int64_t lora_a_bytes() const { return pairs() * rank * columns() * FloatBytes(lora_a_dtype); }
+  int64_t lora_b_bytes() const {
+    return pairs() * rank * out_features * FloatBytes(lora_b_dtype);
+  }
 };
 
 // All that is known of an adapter without holding its weights.
