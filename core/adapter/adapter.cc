@@ -14,8 +14,9 @@ int64_t AdapterManifest::original_parameter_count() const {
   int64_t sum = 0;
   for (const ModuleInfo& module : modules) {
     // A product of what a file claims may pass 2^63 although the factors are small.
-    int64_t product = 0;
-    if (__builtin_mul_overflow(module.in_features, module.out_features, &product) ||
+    int64_t product = module.pairs();
+    if (__builtin_mul_overflow(product, module.columns(), &product) ||
+        __builtin_mul_overflow(product, module.out_features, &product) ||
         __builtin_add_overflow(sum, product, &sum)) {
       return INT64_MAX;
     }
@@ -23,15 +24,11 @@ int64_t AdapterManifest::original_parameter_count() const {
   return sum;
 }
 
-int64_t AdapterManifest::factor_bytes() const {
-  int64_t sum = 0;
-  for (const ModuleInfo& module : modules) sum += module.lora_a_bytes() + module.lora_b_bytes();
-  return sum;
-}
-
 std::vector<int32_t> AdapterManifest::ranks() const {
   std::set<int32_t> distinct;
-  for (const ModuleInfo& module : modules) distinct.insert(static_cast<int32_t>(module.rank));
+  for (const ModuleInfo& module : modules) {
+    if (module.pairs() > 0) distinct.insert(static_cast<int32_t>(module.rank));
+  }
   return {distinct.begin(), distinct.end()};
 }
 

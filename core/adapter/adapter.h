@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "core/adapter/module_index.h"
@@ -60,54 +59,40 @@ struct ModuleInfo {
 // All that is known of an adapter without holding its weights.
 struct AdapterManifest {
   AdapterFormat format = AdapterFormat::kPeft;
-  std::string method;      // "lora", "rslora"
+  std::string method;      // "lora", "rslora", "dora", "adalora", "vera"
   std::string base_model;  // as the config or the caller names it; may be empty
   double lora_dropout = 0;
   int64_t file_bytes = 0;           // size of the weights file
-  std::vector<ModuleInfo> modules;  // by path, bytewise
-  ModuleIndex index;                // over modules
-  std::vector<std::string> warnings;
+  // By path, bytewise. Two may share a path: a pair, and behind it the weight that it is added to.
+  std::vector<ModuleInfo> modules;
+  ModuleIndex index;                // over modules; of one path's two, the pair
 
   int64_t parameter_count() const;
   int64_t original_parameter_count() const;         // sum of in x out
-  int64_t factor_bytes() const;                     // all factors as stored
   std::vector<int32_t> ranks() const;               // distinct, ascending
   std::vector<std::string> target_modules() const;  // distinct last components, sorted
   int32_t layer_count() const;                      // distinct layers
 };
 
-// Both factors of one module, as stored.
-struct ModuleFactors {
-  Tensor lora_a;  // [rank, in_features]
-  Tensor lora_b;  // [out_features, rank]
+// The tensors of one module in their final form: what folds into the factors is folded. Empty where
+// the module has none.
+struct ModuleTensors {
+  // [rank, columns]; kExperts: [experts x rank, columns], one expert after the other.
+  Tensor lora_a;
+  // [out_features, rank]; kExperts: [experts x out_features, rank], one expert after the other.
+  Tensor lora_b;
+  Tensor lora_bias;  // [out_features]
+  Tensor magnitude;  // [out_features]
+  Tensor weight;     // weight_shape
+  Tensor bias;       // [out_features]
 };
 
-// What identifies content: see revision.h.
+// What identifies content: see revision.h. Empty: not known yet.
 struct ContentDigest {
   std::string revision;        // 64 hex digits
   std::string weights_sha256;  // of the weights file, 64 hex digits
 
   bool operator==(const ContentDigest&) const = default;
-};
-
-// A complete adapter: manifest, digest and weights. Immutable; shared by pointer; any thread.
-class Adapter {
- public:
-  // REQUIRES: one entry in `factors` a module, in the same order.
-  Adapter(std::shared_ptr<const AdapterManifest> manifest, ContentDigest digest,
-          std::vector<ModuleFactors> factors)
-      : manifest_(std::move(manifest)), digest_(std::move(digest)), factors_(std::move(factors)) {}
-
-  const AdapterManifest& manifest() const { return *manifest_; }
-  // For listings, which outlive the weights.
-  const std::shared_ptr<const AdapterManifest>& shared_manifest() const { return manifest_; }
-  const ContentDigest& digest() const { return digest_; }
-  const ModuleFactors& factors(size_t module) const { return factors_[module]; }
-
- private:
-  std::shared_ptr<const AdapterManifest> manifest_;
-  ContentDigest digest_;
-  std::vector<ModuleFactors> factors_;
 };
 
 }  // namespace adapterd

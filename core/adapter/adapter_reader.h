@@ -5,20 +5,23 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/adapter/adapter.h"
 #include "core/adapter/problems.h"
 #include "core/base/cancellation.h"
+#include "core/base/thread_pool.h"
 #include "core/formats/source_roots.h"
 
 namespace adapterd {
 
 // What decides how a source is read.
 struct SourceSpec {
-  std::string source;      // below an adapter root
-  std::string base_model;  // must equal the config's when both are set
+  std::string source;           // below an adapter root
+  std::string base_model;       // must equal the config's when both are set
+  std::string base_checkpoint;  // below a model root; empty: none
 
   bool operator==(const SourceSpec&) const = default;
 };
@@ -30,6 +33,17 @@ struct SourceIdentity {
   bool operator==(const SourceIdentity&) const = default;
 };
 
+// Takes the modules of an adapter while it is read.
+class ModuleSink {
+ public:
+  virtual ~ModuleSink() = default;
+
+  // Once for each module of the manifest, in no order, from several threads at once.
+  virtual absl::Status Take(size_t module, ModuleTensors tensors) = 0;
+};
+
+class BaseModel;
+
 // Opening has read config and headers and checked all that they tell; no weight was read yet, and
 // nothing large is allocated. Used by one thread. An interface, so that tests of the registry need
 // no files.
@@ -40,17 +54,20 @@ class AdapterReader {
   // Shared, because listings outlive the weights.
   virtual const std::shared_ptr<const AdapterManifest>& manifest() const = 0;
   virtual const SourceIdentity& identity() const = 0;
+  // The checkpoint that the adapter was checked against; null without one.
+  virtual const BaseModel* base() const = 0;
 
-  // Reads the weights once, digesting on the way. NON_FINITE_WEIGHTS for NaN or infinite elements,
-  // SOURCE_CHANGED when a file moved on meanwhile, CANCELLED once `cancellation` is set (asked
-  // between tensors). Allocates manifest()->factor_bytes() and a bounded buffer: reserve first.
-  // Adds problems that only the weights show; fails with the first error of the list.
-  virtual absl::StatusOr<std::shared_ptr<const Adapter>> Read(const Cancellation& cancellation,
-                                                              ProblemList& problems) = 0;
+  // Reads the weights once, on the calling thread and idle ones of `pool`, and gives the revision.
+  // Every module goes to `sink`; without one only what is needed to judge and digest is held.
+  // NON_FINITE_WEIGHTS for NaN or infinite elements, SOURCE_CHANGED when a file moved on meanwhile,
+  // CANCELLED once `cancellation` is set, errors of the sink. Adds what only the weights show to
+  // `problems`; fails with the first error of that list.
+  virtual absl::StatusOr<std::string> Read(ThreadPool& pool, const Cancellation& cancellation,
+                                           ModuleSink* sink, ProblemList& problems) = 0;
 
-  // The same checks, problems and digest as Read, in bounded memory: keeps no weights.
-  virtual absl::StatusOr<ContentDigest> Digest(const Cancellation& cancellation,
-                                               ProblemList& problems) = 0;
+  // SHA-256 of the weights file, one byte after the other: a pass of its own. SOURCE_CHANGED,
+  // CANCELLED.
+  virtual absl::StatusOr<std::string> WeightsDigest(const Cancellation& cancellation) = 0;
 };
 
 // Opens `spec.source` in whatever format it is. Every problem is added to `problems`; the reader is
@@ -58,8 +75,9 @@ class AdapterReader {
 using AdapterOpener =
     std::function<std::unique_ptr<AdapterReader>(const SourceSpec& spec, ProblemList& problems)>;
 
-// The opener over real files. Copies share `roots`; any thread.
-AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> roots);
+// The opener over real files. Copies share the roots; any thread.
+AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
+                            std::shared_ptr<const SourceRoots> models);
 
 }  // namespace adapterd
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -57,61 +58,99 @@ bool Contains(std::span<const std::string_view> components, std::string_view wan
   return std::find(components.begin(), components.end(), wanted) != components.end();
 }
 
-PeftKey Key(PeftTensorKind kind, const Components& components, const Tail& tail) {
-  const auto end = components.begin() + static_cast<ptrdiff_t>(tail.module_size);
-  return {kind, fmt::format("{}", fmt::join(components.begin(), end, ".")),
-          std::string(tail.adapter_name)};
+// A key whose module is the first `size` components, but for the wrappers at their end.
+PeftKey Key(PeftTensorKind kind, const Components& components, size_t size,
+            std::string_view adapter_name = {}) {
+  PeftKey key;
+  key.kind = kind;
+  key.adapter_name = adapter_name;
+  while (size > 1 && components[size - 1] == "base_layer") {
+    --size;
+    ++key.base_layers;
+  }
+  const auto end = components.begin() + static_cast<ptrdiff_t>(size);
+  key.module = fmt::format("{}", fmt::join(components.begin(), end, "."));
+  const std::span<const std::string_view> module(components.data(), size);
+  if (Contains(module, "base_layer")) key.kind = PeftTensorKind::kAttention;
+  return key;
 }
 
-PeftTensorKind OtherKind(const Components& components) {
-  if (Contains(components, "token_adapter")) return PeftTensorKind::kTokenRows;
-  for (const std::string_view component : components) {
-    if (component == "lora_diag" || component.starts_with("lora_velora") ||
-        component.starts_with("lora_monteclora")) {
-      return PeftTensorKind::kVariant;
-    }
+struct Part {
+  std::string_view name;
+  PeftTensorKind kind;
+};
+
+// The part of `parts` that the name ends with, with a leaf behind it or without.
+std::optional<PeftKey> MatchPart(const Components& components, std::string_view leaf,
+                                 std::span<const Part> parts) {
+  if (!leaf.empty() && components.back() != leaf) return std::nullopt;
+  Tail tail;
+  for (const Part& part : parts) {
+    const auto is_part = [&part](std::string_view component) { return component == part.name; };
+    if (!SplitTail(components, !leaf.empty(), is_part, tail)) continue;
+    return Key(part.kind, components, tail.module_size, tail.adapter_name);
   }
-  if (components.back() == "bias") return PeftTensorKind::kBias;
-  if (Contains(components, "base_layer") || Contains(components, "original_module") ||
-      Contains(components, "modules_to_save")) {
-    return PeftTensorKind::kSavedWeight;
+  return std::nullopt;
+}
+
+constexpr Part kWeights[] = {{"lora_A", PeftTensorKind::kLoraA},
+                             {"lora_B", PeftTensorKind::kLoraB},
+                             {"lora_magnitude_vector", PeftTensorKind::kMagnitude}};
+constexpr Part kBiases[] = {{"lora_B", PeftTensorKind::kLoraBias}};
+constexpr Part kBare[] = {{"lora_embedding_A", PeftTensorKind::kEmbeddingA},
+                          {"lora_embedding_B", PeftTensorKind::kEmbeddingB},
+                          {"lora_magnitude_vector", PeftTensorKind::kMagnitude},
+                          {"lora_A", PeftTensorKind::kBareLoraA},
+                          {"lora_B", PeftTensorKind::kBareLoraB},
+                          {"lora_E", PeftTensorKind::kLoraE},
+                          {"vera_lambda_b", PeftTensorKind::kVeraLambdaB},
+                          {"vera_lambda_d", PeftTensorKind::kVeraLambdaD}};
+
+std::optional<PeftKey> MatchParts(const Components& components) {
+  if (auto key = MatchPart(components, "weight", kWeights)) return key;
+  if (auto key = MatchPart(components, "bias", kBiases)) return key;
+  return MatchPart(components, "", kBare);
+}
+
+bool IsTrainingBuffer(std::string_view component) {
+  return component.starts_with("lora_velora") || component.starts_with("lora_monteclora");
+}
+
+// Tensors that stand in for those of the base model, or that nothing explains.
+PeftKey OtherKey(Components components) {
+  const size_t size = components.size();
+  if (std::any_of(components.begin(), components.end(), IsTrainingBuffer) ||
+      Contains(components, "original_module")) {
+    return Key(PeftTensorKind::kIgnored, components, size);
   }
-  if (components.size() >= 2 && components.back() == "weight") {
-    const std::string_view owner = components[components.size() - 2];
-    if (owner == "embed_tokens" || owner == "lm_head") return PeftTensorKind::kSavedWeight;
+  if (components.back() == "vera_A") return Key(PeftTensorKind::kVeraA, components, size);
+  if (components.back() == "vera_B") return Key(PeftTensorKind::kVeraB, components, size);
+  if (components.back() == "lora_diag") return Key(PeftTensorKind::kKasa, components, size);
+  if (size > 2 && components[size - 2] == "token_adapter" &&
+      components[size - 1] == "trainable_tokens_delta") {
+    return Key(PeftTensorKind::kTokenRows, components, size - 2);
   }
-  return PeftTensorKind::kUnknown;
+  const auto copy = std::find(components.begin(), components.end(), "modules_to_save");
+  const bool is_copy = copy != components.end() && components.end() - copy >= 2;
+  if (is_copy) {  // <module>.modules_to_save[.<adapter name>].<parameter>
+    components.erase(copy, components.end() - copy >= 3 ? copy + 2 : copy + 1);
+  }
+  PeftTensorKind kind = PeftTensorKind::kUnknown;
+  if (components.back() == "weight") kind = PeftTensorKind::kWeight;
+  if (components.back() == "bias") kind = PeftTensorKind::kBias;
+  const bool has_module = components.size() > 1 && kind != PeftTensorKind::kUnknown;
+  PeftKey key = Key(has_module ? kind : PeftTensorKind::kUnknown, components,
+                    components.size() - (has_module ? 1 : 0));
+  key.is_copy = is_copy;
+  return key;
 }
 
 }  // namespace
 
 PeftKey ParsePeftKey(std::string_view name) {
   const Components components = StrippedComponents(name);
-  const std::string_view leaf = components.back();
-  Tail tail;
-  const auto is_pair = [](std::string_view c) { return c == "lora_A" || c == "lora_B"; };
-  if ((leaf == "weight" || leaf == "bias") && SplitTail(components, true, is_pair, tail)) {
-    PeftTensorKind kind = tail.part == "lora_A" ? PeftTensorKind::kLoraA : PeftTensorKind::kLoraB;
-    const std::span<const std::string_view> module(components.data(), tail.module_size);
-    if (leaf == "bias") {
-      kind = PeftTensorKind::kLoraBias;
-    } else if (Contains(module, "base_layer")) {
-      kind = PeftTensorKind::kNested;
-    }
-    return Key(kind, components, tail);
-  }
-  const auto is_embedding = [](std::string_view c) {
-    return c == "lora_embedding_A" || c == "lora_embedding_B";
-  };
-  if (SplitTail(components, false, is_embedding, tail)) {
-    return Key(PeftTensorKind::kEmbedding, components, tail);
-  }
-  const auto is_magnitude = [](std::string_view c) { return c == "lora_magnitude_vector"; };
-  if (SplitTail(components, false, is_magnitude, tail) ||
-      SplitTail(components, true, is_magnitude, tail)) {
-    return Key(PeftTensorKind::kMagnitude, components, tail);
-  }
-  return {OtherKind(components), fmt::format("{}", fmt::join(components, ".")), ""};
+  if (auto key = MatchParts(components)) return *std::move(key);
+  return OtherKey(components);
 }
 
 }  // namespace adapterd

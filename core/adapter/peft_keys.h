@@ -11,16 +11,25 @@ namespace adapterd {
 inline constexpr size_t kMaxPathComponents = 64;
 
 enum class PeftTensorKind {
-  kLoraA,        // <module>.lora_A.weight
-  kLoraB,        // <module>.lora_B.weight
-  kLoraBias,     // <module>.lora_B.bias
-  kEmbedding,    // <module>.lora_embedding_A, _B
-  kMagnitude,    // <module>.lora_magnitude_vector: DoRA
-  kNested,       // a pair on a wrapper inside a wrapper: expert parameters, MultiheadAttention
-  kVariant,      // extra tensors of KaSA, VeLoRA, MonteCLoRA
-  kTokenRows,    // <module>.token_adapter.trainable_tokens_delta
-  kBias,         // a bias of the base model
-  kSavedWeight,  // a weight of the base model: base_layer, embed_tokens, lm_head
+  kLoraA,       // <module>.lora_A.weight
+  kLoraB,       // <module>.lora_B.weight
+  kLoraBias,    // <module>.lora_B.bias
+  kEmbeddingA,  // <module>.lora_embedding_A
+  kEmbeddingB,  // <module>.lora_embedding_B
+  kMagnitude,   // <module>.lora_magnitude_vector: DoRA
+  kBareLoraA,   // <module>.lora_A, _B, _E: AdaLoRA
+  kBareLoraB,
+  kLoraE,
+  kVeraLambdaB,  // <module>.vera_lambda_b, _d: VeRA
+  kVeraLambdaD,
+  kVeraA,  // base_model.vera_A, _B: VeRA's projections, shared by all modules
+  kVeraB,
+  kTokenRows,  // <module>.token_adapter.trainable_tokens_delta
+  kWeight,     // <module>.weight of the base model
+  kBias,       // <module>.bias of the base model
+  kIgnored,    // buffers of VeLoRA and MonteCLoRA, which only training uses; originals of copies
+  kAttention,  // a pair inside a wrapped module: MultiheadAttention
+  kKasa,       // <module>.lora_diag
   kUnknown,
 };
 
@@ -28,6 +37,10 @@ struct PeftKey {
   PeftTensorKind kind = PeftTensorKind::kUnknown;
   std::string module;  // path in the base model; of kUnknown the whole name, as far as stripped
   std::string adapter_name;  // left in the name by some trainers, "lora_A.default.weight"
+  // How many wrappers lie between the module and the pair: PEFT puts one around the other for the
+  // parameters that target_parameters names.
+  int base_layers = 0;
+  bool is_copy = false;  // below modules_to_save: gives way to a tensor without it
 };
 
 // Strips what trainers wrap names in: torch.compile (_orig_mod), FSDP, activation checkpointing and

@@ -9,30 +9,40 @@
 
 #include "core/adapter/adapter.h"
 #include "core/adapter/peft_config.h"
+#include "core/adapter/peft_experts.h"
 #include "core/adapter/problems.h"
+#include "core/adapter/tensor_role.h"
 #include "core/formats/safetensors.h"
 
 namespace adapterd {
 
-// One factor in the weights file.
+// One tensor in the weights file.
 struct PlannedTensor {
-  size_t module = 0;  // in the manifest
-  bool is_lora_b = false;
+  TensorRole role = TensorRole::kLoraA;
   DType dtype = DType::kF32;
   Shape shape;
   int64_t offset = 0;
   int64_t bytes = 0;
+  std::string name;
+};
+
+struct PlannedModule {
+  std::vector<PlannedTensor> tensors;  // by offset
+  bool swapped = false;                // kExperts: see ExpertsAreSwapped
 };
 
 struct PeftPlan {
-  AdapterManifest manifest;            // without warnings
-  std::vector<PlannedTensor> tensors;  // by offset; they fill the file behind its header
+  PeftMethod method = PeftMethod::kLora;
+  AdapterManifest manifest;
+  std::vector<PlannedModule> modules;  // one for each of the manifest's
+  std::vector<PlannedTensor> shared;   // VeRA's projections, kLoraA and kLoraB
 };
 
-// `weights_file` is what problems call the file that `header` came from. nullopt when `problems`
-// holds an error, also one from before.
+// `weights_file` is what problems call the file that `header` came from; `base` may be null.
+// nullopt when `problems` holds an error, also one from before.
 std::optional<PeftPlan> BuildPeftPlan(const PeftConfig& config, const SafetensorsHeader& header,
-                                      std::string_view weights_file, ProblemList& problems);
+                                      std::string_view weights_file, const BaseFacts* base,
+                                      ProblemList& problems);
 
 }  // namespace adapterd
 

@@ -1,11 +1,16 @@
 #include "core/adapter/peft_reader.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <utility>
 
+#include "core/adapter/base_model.h"
 #include "core/adapter/revision.h"
+#include "core/base/parallel.h"
 #include "core/base/quote.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
@@ -14,126 +19,185 @@
 namespace adapterd {
 namespace {
 
-// Reads front to back, a piece at a time.
-class WeightsScan {
- public:
-  WeightsScan(const InputFile& weights, const Cancellation& cancellation)
-      : weights_(weights), cancellation_(cancellation) {}
+// The role that a line of the revision names. What changes the meaning of the bytes is part of it.
+std::string RevisionRole(const PlannedTensor& tensor, const ModuleInfo& info, bool swapped) {
+  std::string role(RoleName(tensor.role));
+  if (swapped) role += "_swapped";
+  if (!info.token_ids.empty()) role = fmt::format("token_rows:{}", fmt::join(info.token_ids, ","));
+  return role;
+}
 
-  // Calls `visit` with each piece of [offset, offset + bytes). With room for all of it in `buffer`
-  // that is where it ends up; else the buffer is reused for every piece.
-  template <typename Visit>
-  absl::Status Scan(int64_t offset, int64_t bytes, std::span<std::byte> buffer, Visit visit) {
-    const bool keep = static_cast<int64_t>(buffer.size()) >= bytes;
-    for (int64_t done = 0; done < bytes;) {
-      RETURN_IF_ERROR(cancellation_.Check());
-      const int64_t count = std::min(kReadBytes, bytes - done);
-      const std::span<std::byte> piece = buffer.subspan(keep ? done : 0, count);
-      RETURN_IF_ERROR(weights_.ReadAt(offset + done, piece));
-      file_digest_.Update(piece);
-      visit(std::span<const std::byte>(piece));
-      done += count;
-    }
-    return absl::OkStatus();
+Problem NonFinite(const InputFile& file, const PlannedTensor& tensor, std::string_view module) {
+  Problem problem;
+  problem.reason = Reason::kNonFiniteWeights;
+  problem.file = Printable(file.name());
+  problem.tensor = Printable(tensor.name);
+  problem.module = Printable(module);
+  problem.message = fmt::format("tensor {} in {} holds NaN or infinite elements",
+                                Quoted(tensor.name), Printable(file.name()));
+  return problem;
+}
+
+float Larger(float x, float y) { return std::isnan(x) || x > y ? x : y; }
+
+}  // namespace
+
+PeftReader::PeftReader(PeftPlan plan, InputFile config, InputFile weights,
+                       std::unique_ptr<const BaseModel> base)
+    : method_(plan.method),
+      manifest_(std::make_shared<const AdapterManifest>(std::move(plan.manifest))),
+      modules_(std::move(plan.modules)),
+      order_(modules_.size()),
+      shared_(std::move(plan.shared)),
+      config_(std::move(config)),
+      weights_(std::move(weights)),
+      base_(std::move(base)) {
+  std::iota(order_.begin(), order_.end(), 0);
+  std::sort(order_.begin(), order_.end(), [this](size_t x, size_t y) {
+    return modules_[x].tensors.front().offset < modules_[y].tensors.front().offset;
+  });
+  for (const InputFile* file : {&config_, &weights_}) {
+    identity_.files.emplace_back(file->name(), file->identity());
   }
+  if (base_ != nullptr) base_->AddIdentity(identity_.files);
+}
 
-  std::string FileDigest() { return file_digest_.FinishHex(); }
+PeftReader::~PeftReader() = default;
 
- private:
-  const InputFile& weights_;
-  const Cancellation& cancellation_;
-  Sha256 file_digest_;
-};
+absl::Status PeftReader::CheckUnchanged() const {
+  RETURN_IF_ERROR(config_.CheckUnchanged());
+  RETURN_IF_ERROR(weights_.CheckUnchanged());
+  return base_ == nullptr ? absl::OkStatus() : base_->CheckUnchanged();
+}
 
-struct TensorFacts {
-  std::string sha256;
-  bool finite = true;
-};
-
-absl::StatusOr<TensorFacts> ScanTensor(WeightsScan& scan, const PlannedTensor& tensor,
-                                       std::span<std::byte> buffer) {
+// Into `out`, which has room for all of it, or piece by piece into a buffer when it is null.
+absl::StatusOr<PeftReader::TensorFacts> PeftReader::ReadTensor(
+    const PlannedTensor& tensor, std::byte* out, const Cancellation& cancellation) const {
   TensorFacts facts;
   Sha256 digest;
-  RETURN_IF_ERROR(
-      scan.Scan(tensor.offset, tensor.bytes, buffer, [&](std::span<const std::byte> piece) {
-        digest.Update(piece);
-        const auto count = static_cast<int64_t>(piece.size()) / FloatBytes(tensor.dtype);
-        facts.finite &= AllFinite(tensor.dtype, piece.data(), count);
-      }));
+  AlignedBuffer scratch(out == nullptr ? std::min(kReadBytes, tensor.bytes) : 0);
+  for (int64_t done = 0; done < tensor.bytes;) {
+    RETURN_IF_ERROR(cancellation.Check());
+    const int64_t count = std::min(kReadBytes, tensor.bytes - done);
+    const std::span<std::byte> piece(out == nullptr ? scratch.data() : out + done, count);
+    RETURN_IF_ERROR(weights_.ReadAt(tensor.offset + done, piece));
+    digest.Update(piece);
+    facts.max_magnitude =
+        Larger(facts.max_magnitude,
+               MaxMagnitude(tensor.dtype, piece.data(), count / FloatBytes(tensor.dtype)));
+    done += count;
+  }
   facts.sha256 = digest.FinishHex();
   return facts;
 }
 
-Problem NonFinite(const std::string& file, const ModuleInfo& module, bool is_lora_b) {
-  const std::string& name = is_lora_b ? module.lora_b_tensor : module.lora_a_tensor;
-  Problem problem;
-  problem.reason = Reason::kNonFiniteWeights;
-  problem.file = Printable(file);
-  problem.tensor = Printable(name);
-  problem.module = Printable(module.path);
-  problem.message =
-      fmt::format("tensor {} in {} holds NaN or infinite elements", Quoted(name), Printable(file));
-  return problem;
+absl::StatusOr<Tensor> PeftReader::ReadKept(const PlannedTensor& tensor,
+                                            const Cancellation& cancellation,
+                                            TensorFacts& facts) const {
+  AlignedBuffer buffer(tensor.bytes);
+  ASSIGN_OR_RETURN(facts, ReadTensor(tensor, buffer.data(), cancellation));
+  return Tensor(tensor.dtype, tensor.shape, std::move(buffer));
 }
 
-}  // namespace
-
-PeftReader::PeftReader(PeftPlan plan, InputFile config, InputFile weights)
-    : manifest_(std::make_shared<const AdapterManifest>(std::move(plan.manifest))),
-      tensors_(std::move(plan.tensors)),
-      config_(std::move(config)),
-      weights_(std::move(weights)) {
-  for (const InputFile* file : {&config_, &weights_}) {
-    identity_.files.emplace_back(file->name(), file->identity());
+absl::Status PeftReader::ReadShared(const Cancellation& cancellation, ModuleFacts& facts) {
+  for (const PlannedTensor& tensor : shared_) {
+    Tensor& projection = tensor.role == TensorRole::kLoraA ? projections_.a : projections_.b;
+    ASSIGN_OR_RETURN(projection, ReadKept(tensor, cancellation, facts.tensors.emplace_back()));
   }
+  return absl::OkStatus();
 }
 
-absl::Status PeftReader::CheckUnchanged() const {
-  RETURN_IF_ERROR(config_.CheckUnchanged());
-  return weights_.CheckUnchanged();
-}
-
-absl::StatusOr<ContentDigest> PeftReader::Pass(const Cancellation& cancellation,
-                                               ProblemList& problems,
-                                               std::vector<ModuleFactors>* factors) {
-  WeightsScan scan(weights_, cancellation);
-  RevisionBuilder revision;
-  std::vector<Problem> non_finite;
-  AlignedBuffer scratch(kReadBytes);
-  RETURN_IF_ERROR(
-      scan.Scan(0, tensors_.front().offset, scratch.span(), [](std::span<const std::byte>) {}));
-  for (const PlannedTensor& tensor : tensors_) {
-    const ModuleInfo& module = manifest_->modules[tensor.module];
-    AlignedBuffer kept(factors != nullptr ? tensor.bytes : 0);
-    ASSIGN_OR_RETURN(const TensorFacts facts,
-                     ScanTensor(scan, tensor, factors != nullptr ? kept.span() : scratch.span()));
-    if (!facts.finite) {
-      non_finite.push_back(NonFinite(weights_.name(), module, tensor.is_lora_b));
+absl::Status PeftReader::ReadModule(size_t module, const Cancellation& cancellation,
+                                    ModuleSink* sink, ModuleFacts& facts) const {
+  const PlannedModule& planned = modules_[module];
+  StoredTensors stored;
+  for (const PlannedTensor& tensor : planned.tensors) {
+    TensorFacts& told = facts.tensors.emplace_back();
+    if (sink == nullptr) {
+      ASSIGN_OR_RETURN(told, ReadTensor(tensor, nullptr, cancellation));
+    } else {
+      ASSIGN_OR_RETURN(stored[static_cast<size_t>(tensor.role)],
+                       ReadKept(tensor, cancellation, told));
     }
-    revision.Add(module.path, tensor.is_lora_b ? "lora_b" : "lora_a", module.scale, tensor.dtype,
-                 tensor.shape, facts.sha256);
-    if (factors == nullptr) continue;
-    ModuleFactors& pair = (*factors)[tensor.module];
-    (tensor.is_lora_b ? pair.lora_b : pair.lora_a) =
-        Tensor(tensor.dtype, tensor.shape, std::move(kept));
   }
+  if (sink == nullptr) return absl::OkStatus();
+  return sink->Take(module, FoldTensors(method_, manifest_->modules[module], planned.swapped,
+                                        std::move(stored), projections_));
+}
+
+void PeftReader::Judge(const std::vector<ModuleFacts>& facts, const ModuleFacts& shared,
+                       ProblemList& problems) const {
+  std::vector<ModuleMagnitudes> magnitudes(modules_.size());
+  const auto judge = [&](const PlannedTensor& tensor, const TensorFacts& told,
+                         std::string_view path) {
+    if (!std::isfinite(told.max_magnitude)) problems.Add(NonFinite(weights_, tensor, path));
+  };
+  for (size_t i = 0; i < shared_.size(); ++i) judge(shared_[i], shared.tensors[i], "");
+  for (size_t module = 0; module < modules_.size(); ++module) {
+    const std::vector<PlannedTensor>& tensors = modules_[module].tensors;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const float max = facts[module].tensors[i].max_magnitude;
+      judge(tensors[i], facts[module].tensors[i], manifest_->modules[module].path);
+      magnitudes[module].any = Larger(magnitudes[module].any, max);
+      const bool is_b =
+          tensors[i].role == TensorRole::kLoraB || tensors[i].role == TensorRole::kLambdaB;
+      if (is_b) magnitudes[module].lora_b = max;
+    }
+  }
+  WarnOfSuspicions(*manifest_, magnitudes, Printable(weights_.name()), problems);
+}
+
+std::string PeftReader::Revision(const std::vector<ModuleFacts>& facts,
+                                 const ModuleFacts& shared) const {
+  RevisionBuilder revision;
+  for (size_t i = 0; i < shared_.size(); ++i) {
+    const bool is_a = shared_[i].role == TensorRole::kLoraA;
+    revision.Add("", is_a ? "vera_a" : "vera_b", 1, shared_[i].dtype, shared_[i].shape,
+                 shared.tensors[i].sha256);
+  }
+  for (size_t module = 0; module < modules_.size(); ++module) {
+    const ModuleInfo& info = manifest_->modules[module];
+    const PlannedModule& planned = modules_[module];
+    for (size_t i = 0; i < planned.tensors.size(); ++i) {
+      const PlannedTensor& tensor = planned.tensors[i];
+      revision.Add(info.path, RevisionRole(tensor, info, planned.swapped), info.scale, tensor.dtype,
+                   tensor.shape, facts[module].tensors[i].sha256);
+    }
+  }
+  return revision.Finish();
+}
+
+absl::StatusOr<std::string> PeftReader::Read(ThreadPool& pool, const Cancellation& cancellation,
+                                             ModuleSink* sink, ProblemList& problems) {
+  ModuleFacts shared;
+  std::vector<ModuleFacts> facts(modules_.size());
+  absl::Status read = ReadShared(cancellation, shared);
+  if (read.ok()) {
+    read = ParallelFor(pool, static_cast<int64_t>(order_.size()), cancellation, [&](int64_t i) {
+      return ReadModule(order_[i], cancellation, sink, facts[order_[i]]);
+    });
+  }
+  projections_ = {};
+  RETURN_IF_ERROR(read);
   // Before any verdict: half of one state and half of another says nothing about either.
   RETURN_IF_ERROR(CheckUnchanged());
-  for (Problem& problem : non_finite) problems.Add(std::move(problem));
+  Judge(facts, shared, problems);
   RETURN_IF_ERROR(problems.ToStatus());
-  return ContentDigest{revision.Finish(), scan.FileDigest()};
+  return Revision(facts, shared);
 }
 
-absl::StatusOr<std::shared_ptr<const Adapter>> PeftReader::Read(const Cancellation& cancellation,
-                                                                ProblemList& problems) {
-  std::vector<ModuleFactors> factors(manifest_->modules.size());
-  ASSIGN_OR_RETURN(ContentDigest digest, Pass(cancellation, problems, &factors));
-  return std::make_shared<const Adapter>(manifest_, std::move(digest), std::move(factors));
-}
-
-absl::StatusOr<ContentDigest> PeftReader::Digest(const Cancellation& cancellation,
-                                                 ProblemList& problems) {
-  return Pass(cancellation, problems, nullptr);
+absl::StatusOr<std::string> PeftReader::WeightsDigest(const Cancellation& cancellation) {
+  Sha256 digest;
+  AlignedBuffer scratch(std::min(kReadBytes, weights_.size()));
+  for (int64_t done = 0; done < weights_.size();) {
+    RETURN_IF_ERROR(cancellation.Check());
+    const auto piece = scratch.span().first(std::min(kReadBytes, weights_.size() - done));
+    RETURN_IF_ERROR(weights_.ReadAt(done, piece));
+    digest.Update(piece);
+    done += static_cast<int64_t>(piece.size());
+  }
+  RETURN_IF_ERROR(weights_.CheckUnchanged());
+  return digest.FinishHex();
 }
 
 }  // namespace adapterd

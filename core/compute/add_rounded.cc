@@ -167,17 +167,42 @@ template <>
 
 bool IsOrdinary(uint32_t max) { return max == 0 || (max >= kSmallestBits && max <= kLargestBits); }
 
-// False, with `stats` as they were, when the sums show a value that is not ordinary.
-bool AddSums(const LaneSums& sums, RoundingStats& stats) {
-  const uint32_t max_delta = *std::max_element(sums.max_delta, sums.max_delta + kLanes);
-  const uint32_t max_error = *std::max_element(sums.max_error, sums.max_error + kLanes);
-  if (!IsOrdinary(max_delta) || !IsOrdinary(max_error)) return false;
-  stats.max_abs_delta = std::max(stats.max_abs_delta, std::bit_cast<float>(max_delta));
-  stats.max_abs_error = std::max(stats.max_abs_error, std::bit_cast<float>(max_error));
+// Sums of many batches, still per lane: adding up lanes costs as much as a batch of vector code.
+struct LaneTotals {
+  double squared_deltas[kLanes] = {};
+  double squared_errors[kLanes] = {};
+  int64_t zeroed[kLanes] = {};
+  uint32_t max_delta = 0;
+  uint32_t max_error = 0;
+
+  RoundingStats Sum() const {
+    RoundingStats stats;
+    stats.max_abs_delta = std::bit_cast<float>(max_delta);
+    stats.max_abs_error = std::bit_cast<float>(max_error);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      stats.sum_squared_deltas += squared_deltas[lane];
+      stats.sum_squared_errors += squared_errors[lane];
+      stats.zeroed += zeroed[lane];
+    }
+    return stats;
+  }
+};
+
+// False, with `totals` as they were, when the sums show a value that is not ordinary.
+[[gnu::always_inline]] inline bool AddSums(const LaneSums& sums, LaneTotals& totals) {
+  uint32_t max_delta = 0;
+  uint32_t max_error = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
-    stats.sum_squared_deltas += sums.squared_deltas[lane];
-    stats.sum_squared_errors += sums.squared_errors[lane];
-    stats.zeroed += sums.zeroed[lane];
+    max_delta = std::max(max_delta, sums.max_delta[lane]);
+    max_error = std::max(max_error, sums.max_error[lane]);
+  }
+  if (!IsOrdinary(max_delta) || !IsOrdinary(max_error)) return false;
+  totals.max_delta = std::max(totals.max_delta, max_delta);
+  totals.max_error = std::max(totals.max_error, max_error);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    totals.squared_deltas[lane] += sums.squared_deltas[lane];
+    totals.squared_errors[lane] += sums.squared_errors[lane];
+    totals.zeroed[lane] += sums.zeroed[lane];
   }
   return true;
 }
@@ -186,7 +211,8 @@ template <DType kType>
 [[gnu::always_inline]] inline RoundingStats AddBatches(const std::byte* weight, const float* delta,
                                                        std::byte* merged, int64_t count) {
   constexpr int64_t kBytes = sizeof(BitsOf<kType>);
-  RoundingStats stats;
+  LaneTotals totals;
+  RoundingStats others;
   for (int64_t first = 0; first < count; first += kBatch) {
     const std::byte* from = weight + first * kBytes;
     std::byte* to = merged + first * kBytes;
@@ -195,15 +221,17 @@ template <DType kType>
     alignas(kBufferAlignment) std::byte results[kBatch * kBytes];
     LaneSums sums;
     AddLanes<kType>(from, delta + first, results, done, sums);
-    if (AddSums(sums, stats)) {
+    if (AddSums(sums, totals)) {
       std::memcpy(to, results, done * kBytes);
     } else {
       done = 0;
     }
-    stats.Add(AddOneByOne<kType>(from + done * kBytes, delta + first + done, to + done * kBytes,
-                                 batch - done));
+    if (done == batch) continue;
+    others.Add(AddOneByOne<kType>(from + done * kBytes, delta + first + done, to + done * kBytes,
+                                  batch - done));
   }
-  return stats;
+  others.Add(totals.Sum());
+  return others;
 }
 
 [[gnu::always_inline]] inline RoundingStats AddOfType(DType dtype, const std::byte* weight,

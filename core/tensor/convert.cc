@@ -1,5 +1,6 @@
 #include "core/tensor/convert.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -198,33 +199,28 @@ void ConvertFromF32(const float* source, DType to, std::byte* destination, int64
 
 namespace {
 
+// Magnitudes order as their bits do, with infinity above all numbers and NaN above that.
 template <typename Bits>
-bool AllBelow(const std::byte* data, int64_t count, Bits magnitude_mask, Bits infinity) {
-  // In chunks, so that the inner loop has no exit and vectorises.
-  constexpr int64_t kChunk = 4096;
-  for (int64_t begin = 0; begin < count; begin += kChunk) {
-    const int64_t end = begin + kChunk < count ? begin + kChunk : count;
-    Bits any = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      Bits bits;
-      std::memcpy(&bits, data + i * sizeof(Bits), sizeof(Bits));
-      any |= static_cast<Bits>((bits & magnitude_mask) >= infinity);
-    }
-    if (any != 0) return false;
+Bits MaxBits(const std::byte* data, int64_t count, Bits magnitude_mask) {
+  Bits max = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, data + i * sizeof(Bits), sizeof(Bits));
+    max = std::max(max, static_cast<Bits>(bits & magnitude_mask));
   }
-  return true;
+  return max;
 }
 
 }  // namespace
 
-bool AllFinite(DType dtype, const std::byte* data, int64_t count) {
+float MaxMagnitude(DType dtype, const std::byte* data, int64_t count) {
   switch (dtype) {
     case DType::kF16:
-      return AllBelow<uint16_t>(data, count, 0x7fff, 0x7c00);
+      return F16ToF32(MaxBits<uint16_t>(data, count, 0x7fff));
     case DType::kBF16:
-      return AllBelow<uint16_t>(data, count, 0x7fff, 0x7f80);
+      return BF16ToF32(MaxBits<uint16_t>(data, count, 0x7fff));
     default:
-      return AllBelow<uint32_t>(data, count, 0x7fffffff, 0x7f800000);
+      return std::bit_cast<float>(MaxBits<uint32_t>(data, count, 0x7fffffff));
   }
 }
 

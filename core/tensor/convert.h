@@ -25,8 +25,9 @@ uint16_t F32ToF16(float value);
 float BF16ToF32(uint16_t bits);
 uint16_t F32ToBF16(float value);
 
-// True when no element is NaN or infinite. REQUIRES: IsComputeFloat(dtype).
-bool AllFinite(DType dtype, const std::byte* data, int64_t count);
+// The largest magnitude among the elements: NaN when one is NaN, else infinite when one is; 0 of
+// none. REQUIRES: IsComputeFloat(dtype).
+float MaxMagnitude(DType dtype, const std::byte* data, int64_t count);
 
 }  // namespace adapterd
 

@@ -205,11 +205,11 @@ TEST(ConvertF32Test, NothingIsTouchedForNoElements) {
   for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     ConvertToF32(dtype, nullptr, nullptr, 0);
     ConvertFromF32(nullptr, dtype, nullptr, 0);
-    EXPECT_TRUE(AllFinite(dtype, nullptr, 0));
+    EXPECT_EQ(MaxMagnitude(dtype, nullptr, 0), 0);
   }
 }
 
-class AllFiniteTest : public ::testing::TestWithParam<DType> {
+class MaxMagnitudeTest : public ::testing::TestWithParam<DType> {
  protected:
   // `count` times the largest finite value, alternating in sign, at an odd address, with `value` at
   // `index` (none when negative).
@@ -223,18 +223,18 @@ class AllFiniteTest : public ::testing::TestWithParam<DType> {
       const float element = i == index ? value : (i % 2 == 0 ? largest : -largest);
       ConvertFromF32(&element, GetParam(), data.data() + 1 + i * width, 1);
     }
-    return AllFinite(GetParam(), data.data() + 1, count);
+    return std::isfinite(MaxMagnitude(GetParam(), data.data() + 1, count));
   }
 };
 
-TEST_P(AllFiniteTest, TheLargestFiniteValuesAreFinite) {
+TEST_P(MaxMagnitudeTest, TheLargestFiniteValuesAreFinite) {
   for (int64_t count = 0; count <= 40; ++count) {
     EXPECT_TRUE(FiniteWith(0, -1, count)) << count;
   }
   EXPECT_TRUE(FiniteWith(0, -1, 10'000));
 }
 
-TEST_P(AllFiniteTest, OneBadElementIsFoundAnywhere) {
+TEST_P(MaxMagnitudeTest, OneBadElementIsFoundAnywhere) {
   const float infinity = std::numeric_limits<float>::infinity();
   for (float bad : {std::nanf(""), -std::nanf(""), infinity, -infinity}) {
     for (int64_t count = 1; count <= 40; ++count) {
@@ -248,17 +248,29 @@ TEST_P(AllFiniteTest, OneBadElementIsFoundAnywhere) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, AllFiniteTest,
+TEST_P(MaxMagnitudeTest, TheLargestIsFoundWhateverItsSign) {
+  std::vector<float> values(1000, 0.25f);
+  values[777] = -3;
+  std::vector<std::byte> data(values.size() * FloatBytes(GetParam()));
+  ConvertFromF32(values.data(), GetParam(), data.data(), 1000);
+  EXPECT_EQ(MaxMagnitude(GetParam(), data.data(), 1000), 3);
+  EXPECT_EQ(MaxMagnitude(GetParam(), data.data(), 777), 0.25f);
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, MaxMagnitudeTest,
                          ::testing::Values(DType::kF32, DType::kF16, DType::kBF16),
                          [](const auto& tested) { return std::string(DTypeName(tested.param)); });
 
-TEST(AllFiniteBitsTest, AgreesWithTheFormatOnEvery16BitValue) {
+TEST(MaxMagnitudeBitsTest, AgreesWithTheFormatOnEvery16BitValue) {
   for (uint32_t i = 0; i <= 0xffff; ++i) {
     const auto bits = static_cast<uint16_t>(i);
     std::byte bytes[2];
     std::memcpy(bytes, &bits, 2);
-    ASSERT_EQ(AllFinite(DType::kF16, bytes, 1), (bits & 0x7fff) < kF16Format.infinity()) << i;
-    ASSERT_EQ(AllFinite(DType::kBF16, bytes, 1), (bits & 0x7fff) < kBF16Format.infinity()) << i;
+    for (const auto& [dtype, value] : {std::pair(DType::kF16, F16ToF32(bits)),
+                                       std::pair(DType::kBF16, BF16ToF32(bits))}) {
+      const float max = MaxMagnitude(dtype, bytes, 1);
+      ASSERT_TRUE(std::isnan(value) ? std::isnan(max) : max == std::abs(value)) << i;
+    }
   }
 }
 
