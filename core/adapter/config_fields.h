@@ -34,6 +34,8 @@ class ConfigFields {
   std::string String(std::string_view key);
   // False when absent or refused.
   bool Bool(std::string_view key);
+  // A list of strings that are not empty: {} when absent or refused.
+  std::vector<std::string> Names(std::string_view key);
 
   // Values that were found, under the name that problems call them by; nullopt: refused.
   std::optional<double> Number(std::string_view key, const ConfigJson& value);
@@ -41,16 +43,21 @@ class ConfigFields {
                                  int64_t most);
   // A list of strings, or one string.
   std::optional<std::vector<std::string>> Strings(std::string_view key, const ConfigJson& value);
+  // A list of at most `most_numbers` whole numbers.
+  std::optional<std::vector<int64_t>> Integers(std::string_view key, const ConfigJson& value,
+                                               int64_t least, int64_t most, size_t most_numbers);
 
   void Malformed(std::string_view key, std::string_view expected, const ConfigJson& value);
   void Refuse(Reason reason, std::string_view key, std::string_view message,
               std::string expected = "", std::string actual = "");
+  // UNSUPPORTED_ADAPTER.
+  void Unsupported(std::string_view key, std::string_view message);
   void Warn(std::string_view key, std::string_view message);
 
-  // Keys that nobody asked for and whose value is truthy, in file order.
-  std::vector<std::string> UnknownTruthyKeys() const;
-
-  const ConfigJson& json() const { return json_; }
+  // Keys that nobody asked for and whose value is truthy, in file order, with it.
+  std::vector<std::pair<std::string, const ConfigJson*>> UnknownTruthyKeys() const;
+  // Those that Unsupported was called with.
+  const std::set<std::string, std::less<>>& unsupported() const { return unsupported_; }
 
  private:
   Problem ProblemAt(std::string_view key, std::string_view message) const;
@@ -59,6 +66,7 @@ class ConfigFields {
   const std::string file_;
   ProblemList& problems_;
   std::set<std::string, std::less<>> asked_;
+  std::set<std::string, std::less<>> unsupported_;
 };
 
 }  // namespace adapterd

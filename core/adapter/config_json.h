@@ -18,9 +18,11 @@ using ConfigJson = nlohmann::ordered_json;
 inline constexpr int kMaxConfigDepth = 64;
 // Ordered objects are searched from end to end: this many keys cost a second.
 inline constexpr size_t kMaxConfigKeys = 20'000;
+// Of a few bytes of text each, but of some 50 in memory. The masks of AdaLoRA have a value a rank.
+inline constexpr size_t kMaxConfigValues = 1'000'000;
 
 // INVALID_ARGUMENT when `text` is not a JSON object within the limits; NaN and Infinity, which
-// Python takes, are not JSON.
+// Python takes, are not JSON. What is beyond a limit is not stored: reading stops there.
 absl::StatusOr<ConfigJson> ParseConfigJson(std::string_view text);
 
 // bool(value) in Python.

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/adapter/peft_methods.h"
 #include "core/adapter/problems.h"
 
 namespace adapterd {
@@ -21,12 +22,22 @@ inline constexpr size_t kMaxLayersPatterns = 100;
 // Above this a rank is no rank: matrices of transformers have at most some 10^5 rows.
 inline constexpr int64_t kMaxRank = 1'000'000;
 
+// A factor of 10^12 is no adapter: real alphas are below some thousands. The arithmetic is in F32,
+// whose numbers end at 3 * 10^38, and products have to stay below that.
+inline constexpr double kMaxAlpha = 1e12;
+// Above every vocabulary there is, whose ids fit in 32 bits.
+inline constexpr int64_t kMaxTokenId = (int64_t{1} << 31) - 1;
+inline constexpr size_t kMaxTrainedTokens = 1'000'000;
+// The deepest models have some hundred layers.
+inline constexpr int64_t kMaxReplicatedLayers = 100'000;
+
 // target_modules and exclude_modules: one regular expression, or names that are whole paths or
-// whole components at the end of one.
+// whole components at the end of one. Empty: no module.
 struct ModuleNames {
   bool is_pattern = false;
   std::string pattern;
   std::vector<std::string> names;
+  bool any = false;  // every module that the file has tensors of
 
   bool empty() const { return is_pattern ? pattern.empty() : names.empty(); }
 };
@@ -35,31 +46,58 @@ struct ModuleNames {
 template <typename Number>
 using ModulePatterns = std::vector<std::pair<std::string, Number>>;
 
+// Which biases of the base model the file replaces.
+enum class PeftBias { kNone, kAll, kLoraOnly };
+
+// trainable_token_indices: row i of a layer's tensor replaces row ids[i] of that embedding. The ids
+// of a layer are distinct.
+struct TrainedTokens {
+  // The file has a plain list: the ids belong to the input embedding of the model, whatever its
+  // name. `layers` then has one entry, under the name that PEFT takes when it finds no other.
+  bool of_input_embedding = false;
+  std::vector<std::pair<std::string, std::vector<int64_t>>> layers;  // in the order of the file
+};
+
 // Values that are absent or were refused hold PEFT's defaults, but for the optional ones: those say
 // that what depends on them cannot be checked.
 struct PeftConfig {
   std::string file;  // what problems call it
+  PeftMethod method = PeftMethod::kLora;
   std::string base_model;
   std::string task_type;
   std::string peft_version;
-  std::optional<int64_t> r = 8;
+  std::optional<int64_t> r = 8;  // AdaLoRA: init_r, the divisor of its scale
+  // AdaLoRA: the factor on B (E A) / init_r, above 0. VeRA has none: its factor is 1.
   std::optional<double> lora_alpha = 8;
-  bool use_rslora = false;
+  bool use_rslora = false;  // never with AdaLoRA, which ignores it
   double lora_dropout = 0;
   std::optional<ModuleNames> target_modules;
   ModuleNames exclude_modules;
   std::optional<std::vector<int64_t>> layers_to_transform;  // empty: every layer
   std::vector<std::string> layers_pattern;
-  std::optional<ModulePatterns<int64_t>> rank_pattern{std::in_place};
-  std::optional<ModulePatterns<double>> alpha_pattern{std::in_place};
+  std::optional<ModulePatterns<int64_t>> rank_pattern{std::in_place};  // LoRA
+  std::optional<ModulePatterns<double>> alpha_pattern{std::in_place};  // LoRA
+  // AdaLoRA: whole path -> rank in the file, 0 to init_r. Modules that are not named have init_r.
+  std::optional<ModulePatterns<int64_t>> kept_ranks{std::in_place};
+  bool fan_in_fan_out = false;  // says how the base weight is stored; changes no factor
+
+  bool use_dora = false;
+  bool lora_bias = false;
+  PeftBias bias = PeftBias::kNone;
+  std::vector<std::string> modules_to_save;  // ends of paths of modules that the file replaces
+  TrainedTokens trained_tokens;
+  std::vector<std::string> target_parameters;  // ends of paths of parameters
+  // [start, end) of layers of the base model; the paths in the file count through these.
+  std::vector<std::pair<int64_t, int64_t>> layer_replication;
 
   // Keys that were refused as not supported: they explain the tensors that come with them.
   std::set<std::string, std::less<>> unsupported_keys;
 };
 
 // Adds what is wrong to `problems`: MALFORMED_CONFIG for JSON, types and values,
-// UNSUPPORTED_ADAPTER for switches that change the arithmetic and are not implemented. nullopt when
-// the tensors of the weights file cannot be judged by it at all (no JSON, or not of type LORA).
+// UNSUPPORTED_ADAPTER for methods and switches that change the arithmetic and are not implemented.
+// nullopt when the tensors of the weights file cannot be judged by it at all (no JSON, or a peft_type that is not
+// read).
 std::optional<PeftConfig> ParsePeftConfig(std::string_view text, std::string file,
                                           ProblemList& problems);
 

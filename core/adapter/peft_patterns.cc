@@ -117,8 +117,10 @@ void PeftPatterns::CompileTargets() {
   }
   const ModuleNames& targets = *config_.target_modules;
   // PEFT expands it to the linear layers of the base model, which nobody knows here.
-  all_linear_ = targets.is_pattern && absl::EqualsIgnoreCase(targets.pattern, "all-linear");
-  if (targets.is_pattern && !all_linear_) {
+  const bool all_linear =
+      targets.is_pattern && absl::EqualsIgnoreCase(targets.pattern, "all-linear");
+  every_module_ = targets.any || all_linear;
+  if (targets.is_pattern && !all_linear) {
     target_.pattern = Compile(targets.pattern, "target_modules");
   }
   target_.names.insert(targets.names.begin(), targets.names.end());
@@ -170,7 +172,7 @@ absl::StatusOr<bool> PeftPatterns::CheckTargeted(std::string_view path) {
   });
   ASSIGN_OR_RETURN(const bool excluded, Matches(exclude_, path));
   if (excluded) return false;
-  if (all_linear_) return true;
+  if (every_module_) return true;
   if (target_.names.contains(View(path))) return true;  // the layer is not asked for
   ASSIGN_OR_RETURN(const bool named, Matches(target_, path));
   if (!named || layer_numbers_.empty()) return named;

@@ -75,7 +75,7 @@ class PeftPatterns {
   ProblemList& problems_;
   RegexBudget budget_;
   bool targets_known_ = true;
-  bool all_linear_ = false;
+  bool every_module_ = false;
   NameMatcher target_;
   NameMatcher exclude_;
   std::vector<PythonRegex> layers_;
