@@ -50,6 +50,10 @@ absl::Status CheckSelector(const ModuleSelector& selector) {
     return SelectorError(
         fmt::format("layer {} of the module selector is negative", *selector.layer));
   }
+  if (selector.expert && *selector.expert < 0) {
+    return SelectorError(
+        fmt::format("expert {} of the module selector is negative", *selector.expert));
+  }
   return absl::OkStatus();
 }
 
@@ -79,8 +83,8 @@ ModuleIndex::ModuleIndex(const std::vector<std::string>& paths) : paths_(paths) 
   by_path_.reserve(paths_.size());
   for (size_t i = 0; i < paths_.size(); ++i) {
     layers_.push_back(LayerOf(paths_[i]));
-    by_path_.emplace(paths_[i], i);
-    by_target_[std::string(TargetOf(paths_[i]))].push_back(i);
+    const bool is_first = by_path_.emplace(paths_[i], i).second;
+    if (is_first) by_target_[std::string(TargetOf(paths_[i]))].push_back(i);
   }
 }
 

@@ -13,18 +13,19 @@
 
 namespace adapterd {
 
-// Either `path` alone, or `target` with or without `layer`.
+// Either `path` alone, or `target` with or without `layer`; an expert with either.
 struct ModuleSelector {
   std::string path;
   std::string target;  // one or more whole components at the path's end
   std::optional<int32_t> layer;
+  std::optional<int32_t> expert;  // of a module that holds several; no part of the search
 };
 
 // "model.layers.3.self_attn.q_proj" or "q_proj (layer 3)": what errors call it.
 std::string SelectorString(const ModuleSelector& selector);
 
-// INVALID_FIELD unless exactly one of path and target is set, path has no layer beside it, and the
-// layer is not negative. Says nothing about any adapter.
+// INVALID_FIELD unless exactly one of path and target is set, path has no layer beside it, and
+// neither layer nor expert is negative. Says nothing about any adapter.
 absl::Status CheckSelector(const ModuleSelector& selector);
 
 // The first component of a path that is a whole number; nullopt when none is (then the module is
@@ -39,6 +40,7 @@ std::string_view TargetOf(std::string_view path);
 class ModuleIndex {
  public:
   ModuleIndex() = default;
+  // Of equal paths the first counts.
   explicit ModuleIndex(const std::vector<std::string>& paths);
 
   // Position in the list that the index was built from. A layerless module serves every layer.

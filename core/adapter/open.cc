@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/adapter/adapter_reader.h"
+#include "core/adapter/base_model.h"
 #include "core/adapter/peft_config.h"
 #include "core/adapter/peft_plan.h"
 #include "core/adapter/peft_reader.h"
@@ -68,12 +69,11 @@ std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const Sour
   if (!files.weights.empty()) weights = TakeOrReport(folder.OpenFile(files.weights), problems);
   if (weights) header = TakeOrReport(ReadSafetensorsHeader(*weights), problems);
   if (!config || !header) return nullptr;
-  auto plan = BuildPeftPlan(*config, *header, Printable(weights->name()), problems);
+  auto plan = BuildPeftPlan(*config, *header, Printable(weights->name()), nullptr, problems);
   if (!plan) return nullptr;
   plan->manifest.file_bytes = weights->size();
-  plan->manifest.warnings = problems.warnings();
   return std::make_unique<PeftReader>(*std::move(plan), *std::move(config_file),
-                                      *std::move(weights));
+                                      *std::move(weights), nullptr);
 }
 
 std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const SourceSpec& spec,
@@ -91,9 +91,11 @@ std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const Source
 
 }  // namespace
 
-AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> roots) {
-  return [roots = std::move(roots)](const SourceSpec& spec, ProblemList& problems) {
-    return OpenSource(*roots, spec, problems);
+AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
+                            std::shared_ptr<const SourceRoots> models) {
+  return [adapters = std::move(adapters), models = std::move(models)](const SourceSpec& spec,
+                                                                      ProblemList& problems) {
+    return OpenSource(*adapters, spec, problems);
   };
 }
 

@@ -66,7 +66,9 @@ PairPlanner::PairPlanner(const PeftConfig& config, const PeftTensors& tensors,
       base_(base),
       checks_(checks),
       problems_(problems),
-      patterns_(config, problems) {}
+      patterns_(config, problems) {
+  if (config.kept_ranks) kept_ranks_.insert(config.kept_ranks->begin(), config.kept_ranks->end());
+}
 
 std::optional<PlannedPart> PairPlanner::Plan(const std::string& path, int base_layers,
                                              const PeftPair& pair) {
@@ -141,12 +143,7 @@ bool PairPlanner::ScaleByPatterns(const std::string& key, ModuleInfo& info) {
   const auto ranks = patterns_.RanksOf(key);
   const auto alphas = patterns_.AlphasOf(key);
   if (ranks && std::find(ranks->begin(), ranks->end(), info.rank) == ranks->end()) {
-    const SafetensorsEntry named{.name = info.lora_a_tensor};
-    checks_.Refuse({.tensor = &named,
-                    .module = key,
-                    .what = "has another rank than the config says",
-                    .expected = fmt::format("rank {}", ranks->front()),
-                    .actual = fmt::format("rank {}", info.rank)});
+    RefuseRank(key, info, ranks->front());
     return false;
   }
   if (!ranks || !alphas) return false;  // refused already
@@ -186,14 +183,36 @@ std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, con
   const SafetensorsEntry& e = *pair.Get(TensorRole::kLoraE);
   PlannedPart part = StartPair(path, ModuleKind::kLinear, pair);
   ModuleInfo& info = part.info;
-  if (!checks_.Vector(e, path, info.rank) || !config_.lora_alpha) return std::nullopt;
+  if (!checks_.Vector(e, path, info.rank) || !config_.r || !config_.lora_alpha ||
+      !CheckKeptRank(path, info)) {
+    return std::nullopt;
+  }
   part.Add(e, TensorRole::kLoraE);
   info.lora_a_dtype = DType::kF32;  // E is folded in
-  const auto init_r = static_cast<double>(config_.init_r);
-  info.alpha = *config_.lora_alpha > 0 ? *config_.lora_alpha : init_r;
-  info.scale = info.alpha / (init_r + kAdaLoraEpsilon);
+  info.alpha = *config_.lora_alpha;
+  info.scale = info.alpha / (static_cast<double>(*config_.r) + kAdaLoraEpsilon);
   if (!AddVectors(pair, part)) return std::nullopt;
   return part;
+}
+
+// The file holds what pruning left.
+bool PairPlanner::CheckKeptRank(const std::string& path, const ModuleInfo& info) {
+  if (!config_.kept_ranks) return false;  // refused already
+  const auto kept = kept_ranks_.find(path);
+  const int64_t rank = kept == kept_ranks_.end() ? *config_.r : kept->second;
+  if (rank == info.rank) return true;
+  RefuseRank(path, info, rank);
+  return false;
+}
+
+void PairPlanner::RefuseRank(const std::string& path, const ModuleInfo& info, int64_t expected) {
+  SafetensorsEntry named;
+  named.name = info.lora_a_tensor;
+  checks_.Refuse({.tensor = &named,
+                  .module = path,
+                  .what = "has another rank than the config says",
+                  .expected = fmt::format("rank {}", expected),
+                  .actual = fmt::format("rank {}", info.rank)});
 }
 
 bool PairPlanner::HasProjections() {
@@ -300,7 +319,8 @@ bool PairPlanner::MakeExperts(const std::string& key, PlannedPart& part) {
   if (!ranks) return false;  // refused already
   const int64_t rank = ranks->front();
   if (info.rank % rank != 0) {
-    const SafetensorsEntry named{.name = info.lora_a_tensor};
+    SafetensorsEntry named;
+  named.name = info.lora_a_tensor;
     checks_.Refuse({.tensor = &named,
                     .module = key,
                     .what = "does not hold a whole number of experts",

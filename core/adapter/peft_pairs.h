@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "core/adapter/peft_checks.h"
 #include "core/adapter/peft_config.h"
 #include "core/adapter/peft_experts.h"
@@ -39,6 +40,8 @@ class PairPlanner {
   bool CheckGroups(const std::string& path, const SafetensorsEntry& a, const SafetensorsEntry& b);
   bool MakeExperts(const std::string& key, PlannedPart& part);
   bool ScaleByPatterns(const std::string& key, ModuleInfo& info);
+  bool CheckKeptRank(const std::string& path, const ModuleInfo& info);
+  void RefuseRank(const std::string& path, const ModuleInfo& info, int64_t expected);
   bool AddVectors(const PeftPair& pair, PlannedPart& part);
   int64_t VeraInputs(const std::string& path);
   bool HasProjections();
@@ -49,6 +52,7 @@ class PairPlanner {
   TensorChecks& checks_;
   ProblemList& problems_;
   PeftPatterns patterns_;
+  absl::flat_hash_map<std::string, int64_t> kept_ranks_;  // AdaLoRA, by path
   std::optional<bool> has_projections_;  // nullopt: not looked at yet
   bool warned_of_width_ = false;
   std::string order_lost_;       // the first module that shows it; empty: none

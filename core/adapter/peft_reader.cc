@@ -177,7 +177,6 @@ absl::StatusOr<std::string> PeftReader::Read(ThreadPool& pool, const Cancellatio
       return ReadModule(order_[i], cancellation, sink, facts[order_[i]]);
     });
   }
-  projections_ = {};
   RETURN_IF_ERROR(read);
   // Before any verdict: half of one state and half of another says nothing about either.
   RETURN_IF_ERROR(CheckUnchanged());

@@ -19,6 +19,14 @@ PlannedPart StartReplacement(const std::string& path) {
   return part;
 }
 
+// Of the layer with this path, which the config may name by its end; null: by none.
+const std::vector<int64_t>* TokenIdsOf(const TrainedTokens& tokens, std::string_view path) {
+  for (const auto& [name, ids] : tokens.layers) {
+    if (tokens.of_input_embedding || path == name || path.ends_with("." + name)) return &ids;
+  }
+  return nullptr;
+}
+
 Part PlanTokenRows(const PeftConfig& config, const std::string& path,
                    const PeftReplacement& replacement, bool has_pair, TensorChecks& checks) {
   const SafetensorsEntry& rows = *replacement.token_rows;
@@ -26,7 +34,7 @@ Part PlanTokenRows(const PeftConfig& config, const std::string& path,
     checks.Refuse({.reason = reason, .tensor = &rows, .module = path, .what = std::move(what)});
     return std::nullopt;
   };
-  const std::vector<int64_t>* ids = config.TokenIdsOf(path);
+  const std::vector<int64_t>* ids = TokenIdsOf(config.trained_tokens, path);
   if (ids == nullptr) {
     return refuse(fmt::format("belongs to module {}, which trainable_token_indices does not name",
                               Quoted(path)));

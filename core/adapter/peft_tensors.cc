@@ -156,7 +156,7 @@ class Sorter {
   }
 
   void PlaceTokenRows(const SafetensorsEntry& tensor, const PeftKey& key) {
-    if (config_.trainable_token_indices.empty()) return RefuseUnexplained(tensor);
+    if (config_.trained_tokens.layers.empty()) return RefuseUnexplained(tensor);
     Claim(tensor, key.module, sorted_.replacements[key.module].token_rows);
   }
 

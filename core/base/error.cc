@@ -38,6 +38,7 @@ constexpr std::array kReasons = {
     ReasonEntry{Reason::kAdapterExists, "ADAPTER_EXISTS", Code::kAlreadyExists},
     ReasonEntry{Reason::kAdapterFailed, "ADAPTER_FAILED", Code::kFailedPrecondition},
     ReasonEntry{Reason::kAdapterPinned, "ADAPTER_PINNED", Code::kFailedPrecondition},
+    ReasonEntry{Reason::kBaseRequired, "BASE_REQUIRED", Code::kFailedPrecondition},
     ReasonEntry{Reason::kDigestMismatch, "DIGEST_MISMATCH", Code::kFailedPrecondition},
     ReasonEntry{Reason::kRevisionMismatch, "REVISION_MISMATCH", Code::kAborted},
     ReasonEntry{Reason::kSourceChanged, "SOURCE_CHANGED", Code::kAborted},

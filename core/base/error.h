@@ -34,6 +34,7 @@ enum class Reason {
   kAdapterExists,
   kAdapterFailed,
   kAdapterPinned,
+  kBaseRequired,
   kDigestMismatch,
   kRevisionMismatch,
   kSourceChanged,
