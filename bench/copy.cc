@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/compute/parallel.h"
+#include "core/base/parallel.h"
 
 namespace adapterd::bench {
 namespace {

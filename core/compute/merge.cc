@@ -10,7 +10,7 @@
 #include "core/base/status_macros.h"
 #include "core/compute/add_rounded.h"
 #include "core/compute/packed_matrix.h"
-#include "core/compute/parallel.h"
+#include "core/base/parallel.h"
 #include "core/compute/scratch.h"
 #include "core/tensor/convert.h"
 #include "fmt/format.h"

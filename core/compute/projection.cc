@@ -6,7 +6,7 @@
 #include "core/base/checked_math.h"
 #include "core/base/status_macros.h"
 #include "core/compute/pair_impl.h"
-#include "core/compute/parallel.h"
+#include "core/base/parallel.h"
 #include "core/compute/scratch.h"
 #include "core/tensor/convert.h"
 

@@ -1,6 +1,6 @@
 // A loop whose iterations are shared between the caller and a thread pool.
-#ifndef ADAPTERD_CORE_COMPUTE_PARALLEL_H_
-#define ADAPTERD_CORE_COMPUTE_PARALLEL_H_
+#ifndef ADAPTERD_CORE_BASE_PARALLEL_H_
+#define ADAPTERD_CORE_BASE_PARALLEL_H_
 
 #include <cstdint>
 
@@ -24,4 +24,4 @@ absl::Status ParallelFor(ThreadPool& pool, int64_t count, const Cancellation& ca
 
 }  // namespace adapterd
 
-#endif  // ADAPTERD_CORE_COMPUTE_PARALLEL_H_
+#endif  // ADAPTERD_CORE_BASE_PARALLEL_H_

@@ -1,4 +1,4 @@
-#include "core/compute/parallel.h"
+#include "core/base/parallel.h"
 
 #include <gtest/gtest.h>
 
