@@ -1,16 +1,18 @@
 #include "core/compute/merge.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "core/base/checked_math.h"
 #include "core/base/error.h"
+#include "core/base/parallel.h"
 #include "core/base/status_macros.h"
 #include "core/compute/add_rounded.h"
-#include "core/compute/packed_matrix.h"
-#include "core/base/parallel.h"
+#include "core/compute/delta_product.h"
+#include "core/compute/dora_norms.h"
+#include "core/compute/round_values.h"
 #include "core/compute/scratch.h"
 #include "core/tensor/convert.h"
 #include "fmt/format.h"
@@ -18,136 +20,138 @@
 namespace adapterd {
 namespace {
 
-// Rows of the weight whose delta is made at once, so that the delta and the factors stay in the
-// cache until the weight has been read. A power of two, as all buckets of rows are.
-constexpr int64_t kBlockRows = 32;
-
-// All terms as one product: delta [rows, cols] of the weight is rows [rows, rank] x cols [rank,
-// cols], where rank is the sum of the terms' ranks. The side that belongs to the weight's columns
-// is packed once; the other, with the factors, is made block by block.
-class DeltaProduct {
+// What deltas are added to: the weight's rows, some or all of them replaced.
+class BaseRows {
  public:
-  static absl::StatusOr<DeltaProduct> Create(Kernels::Impl& kernels,
-                                             std::span<const MergeTerm> terms, WeightLayout layout,
-                                             int64_t columns) {
-    int64_t rank = 0;
-    for (const MergeTerm& term : terms) rank += term.a.rows;
-    ASSIGN_OR_RETURN(
-        PackedMatrix packed,
-        PackedMatrix::Create(kernels, MatrixPlan::Wide(kernels, ComputeType::kF32, rank, columns)));
-    int64_t first = 0;
-    for (const MergeTerm& term : terms) {
-      if (layout == WeightLayout::kOutIn) {
-        packed.Fill(term.a, first);
-      } else {
-        packed.FillTransposed(term.b, first);
-      }
-      first += term.a.rows;
+  BaseRows(const MatrixView& weight, const std::optional<MergeReplacement>& replacement)
+      : rows_(weight) {
+    if (!replacement.has_value()) return;
+    if (replacement->ids.empty()) {
+      rows_ = replacement->weight;
+      all_replaced_ = true;
+      return;
     }
-    return DeltaProduct(kernels, terms, layout, std::move(packed));
+    replacement_ = replacement->weight;
+    replaced_by_.assign(weight.rows, kKept);
+    for (size_t i = 0; i < replacement->ids.size(); ++i) {
+      replaced_by_[replacement->ids[i]] = static_cast<int64_t>(i);
+    }
   }
 
-  std::span<const PackedMatrix::Chunk> chunks() const { return packed_.chunks(); }
+  // Apart from rows that are replaced one by one.
+  const MatrixView& rows() const { return rows_; }
 
-  // The left side of rows [first, first + count), in scratch, with zeros up to a bucket of rows.
-  const float* Rows(int64_t first, int64_t count) const {
-    const int64_t rank = packed_.plan().k;
-    const int64_t bucket = Bucket(count);
-    auto* rows = Scratch::OfThisThread().Get<float>(Scratch::kLowRank, bucket * rank);
-    std::fill(rows + count * rank, rows + bucket * rank, 0.0f);
-    int64_t column = 0;
-    for (const MergeTerm& term : terms_) {
-      if (layout_ == WeightLayout::kOutIn) {
-        CopyRows(term, first, count, rows + column);
-      } else {
-        CopyColumns(term, first, count, rows + column);
-      }
-      column += term.a.rows;
-    }
-    return rows;
+  bool IsReplaced(int64_t row) const {
+    return all_replaced_ || (!replaced_by_.empty() && replaced_by_[row] != kKept);
   }
-
-  // The delta of `count` rows in the chunk's columns, in scratch.
-  absl::StatusOr<const float*> Multiply(const float* rows, int64_t count,
-                                        const PackedMatrix::Chunk& chunk) const {
-    const int64_t bucket = Bucket(count);
-    const MatrixPlan& plan = packed_.plan();
-    auto* delta = Scratch::OfThisThread().Get<float>(Scratch::kSums, bucket * chunk.columns);
-    if (terms_.empty()) {
-      std::fill_n(delta, count * chunk.columns, 0.0f);
-      return delta;
+  bool AnyReplaced(int64_t first, int64_t count) const {
+    for (int64_t row = first; row < first + count; ++row) {
+      if (IsReplaced(row)) return true;
     }
-    RETURN_IF_ERROR(
-        kernels_.Run({plan.type, bucket, plan.k, chunk.columns, plan.panel, /*accumulate=*/false},
-                     rows, chunk.weights, delta));
-    return delta;
+    return false;
+  }
+  MatrixView Row(int64_t row) const {
+    return all_replaced_ || !IsReplaced(row) ? rows_.Rows(row, 1)
+                                             : replacement_.Rows(replaced_by_[row], 1);
   }
 
  private:
-  DeltaProduct(Kernels::Impl& kernels, std::span<const MergeTerm> terms, WeightLayout layout,
-               PackedMatrix packed)
-      : kernels_(kernels), terms_(terms), layout_(layout), packed_(std::move(packed)) {}
+  static constexpr int64_t kKept = -1;
 
-  static int64_t Bucket(int64_t rows) {
-    return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
-  }
-
-  // Rows of B.
-  void CopyRows(const MergeTerm& term, int64_t first, int64_t count, float* rows) const {
-    for (int64_t i = 0; i < count; ++i, rows += packed_.plan().k) {
-      const MatrixView row = term.b.Rows(first + i, 1);
-      ConvertToF32(row.dtype, row.data, rows, row.cols);
-      for (int64_t j = 0; j < row.cols; ++j) rows[j] = Scaled(term, rows[j]);
-    }
-  }
-
-  // Columns of A.
-  void CopyColumns(const MergeTerm& term, int64_t first, int64_t count, float* rows) const {
-    float values[kBlockRows];
-    for (int64_t j = 0; j < term.a.rows; ++j) {
-      const MatrixView row = term.a.Rows(j, 1);
-      ConvertToF32(row.dtype, row.data + first * FloatBytes(row.dtype), values, count);
-      for (int64_t i = 0; i < count; ++i) rows[i * packed_.plan().k + j] = Scaled(term, values[i]);
-    }
-  }
-
-  static float Scaled(const MergeTerm& term, float value) {
-    return static_cast<float>(term.factor * value);
-  }
-
-  Kernels::Impl& kernels_;
-  std::span<const MergeTerm> terms_;
-  WeightLayout layout_;
-  PackedMatrix packed_;
+  MatrixView rows_;
+  bool all_replaced_ = false;
+  MatrixView replacement_;
+  std::vector<int64_t> replaced_by_;  // by row of the weight; empty when none is replaced
 };
 
-// Columns [first, first + columns) of a block of rows.
-RoundingStats AddChunk(const MatrixView& weight, const float* delta, int64_t first, int64_t columns,
-                       const MutableMatrixView& merged) {
-  if (columns == weight.cols) {
-    return AddRounded(weight.dtype, weight.data, delta, merged.data, weight.rows * columns);
-  }
-  RoundingStats stats;
-  const int64_t offset = first * FloatBytes(weight.dtype);
-  for (int64_t row = 0; row < weight.rows; ++row) {
-    const int64_t at = row * weight.row_bytes() + offset;
-    stats.Add(AddRounded(weight.dtype, weight.data + at, delta + row * columns, merged.data + at,
-                         columns));
-  }
-  return stats;
+const std::byte* At(const MatrixView& matrix, int64_t row, int64_t col) {
+  return matrix.data + (row * matrix.cols + col) * FloatBytes(matrix.dtype);
 }
 
-absl::StatusOr<RoundingStats> MergeBlock(const DeltaProduct& product, const MatrixView& weight,
-                                         int64_t first, int64_t count,
-                                         const MutableMatrixView& merged) {
-  const float* rows = product.Rows(first, count);
-  RoundingStats stats;
-  for (const PackedMatrix::Chunk& chunk : product.chunks()) {
-    ASSIGN_OR_RETURN(const float* delta, product.Multiply(rows, count, chunk));
-    stats.Add(AddChunk(weight.Rows(first, count), delta, chunk.first_column, chunk.columns,
-                       merged.Rows(first, count)));
+std::byte* At(const MutableMatrixView& matrix, int64_t row, int64_t col) {
+  return matrix.data + (row * matrix.cols + col) * FloatBytes(matrix.dtype);
+}
+
+// One call of MergeWeight, once its factors are packed. Threads: merges blocks at the same time.
+class Merge {
+ public:
+  Merge(DeltaProduct product, const MatrixView& weight, BaseRows base, WeightLayout layout,
+        std::vector<float> gains, const MutableMatrixView& merged)
+      : product_(std::move(product)),
+        weight_(weight),
+        base_(std::move(base)),
+        layout_(layout),
+        gains_(std::move(gains)),
+        merged_(merged) {}
+
+  absl::StatusOr<RoundingStats> Block(int64_t first, int64_t count) const {
+    const float* rows = product_.Rows(first, count);
+    const bool adds = OnlyAdds() && !base_.AnyReplaced(first, count);
+    RoundingStats stats;
+    for (const PackedMatrix::Chunk& chunk : product_.chunks()) {
+      ASSIGN_OR_RETURN(float* delta, product_.Multiply(rows, count, chunk));
+      if (adds && chunk.columns == weight_.cols) {
+        stats.Add(AddRounded(weight_.dtype, At(weight_, first, 0), delta, At(merged_, first, 0),
+                             count * weight_.cols));
+        continue;
+      }
+      for (int64_t row = first; row < first + count; ++row, delta += chunk.columns) {
+        stats.Add(OnlyAdds() && !base_.IsReplaced(row) ? AddRow(row, chunk, delta)
+                                                       : RoundRow(row, chunk, delta));
+      }
+    }
+    return stats;
   }
-  return stats;
+
+ private:
+  bool OnlyAdds() const { return gains_.empty() && weight_.dtype == merged_.dtype; }
+
+  RoundingStats AddRow(int64_t row, const PackedMatrix::Chunk& chunk, const float* delta) const {
+    return AddRounded(weight_.dtype, At(weight_, row, chunk.first_column), delta,
+                      At(merged_, row, chunk.first_column), chunk.columns);
+  }
+
+  // `delta` becomes the values.
+  RoundingStats RoundRow(int64_t row, const PackedMatrix::Chunk& chunk, float* delta) const {
+    auto* base = Scratch::OfThisThread().Get<float>(Scratch::kInputF32, chunk.columns);
+    const MatrixView from = base_.Row(row);
+    ConvertToF32(from.dtype, At(from, 0, chunk.first_column), base, chunk.columns);
+    for (int64_t i = 0; i < chunk.columns; ++i) {
+      delta[i] = delta[i] == 0 ? base[i] : base[i] + delta[i];  // -0 + 0 would be 0
+    }
+    ApplyGains(row, chunk, delta);
+    return RoundValues(weight_.dtype, At(weight_, row, chunk.first_column), delta, merged_.dtype,
+                       At(merged_, row, chunk.first_column), chunk.columns);
+  }
+
+  void ApplyGains(int64_t row, const PackedMatrix::Chunk& chunk, float* values) const {
+    if (gains_.empty()) return;
+    if (layout_ == WeightLayout::kOutIn) {
+      for (int64_t i = 0; i < chunk.columns; ++i) values[i] *= gains_[row];
+    } else {
+      const float* gains = gains_.data() + chunk.first_column;
+      for (int64_t i = 0; i < chunk.columns; ++i) values[i] *= gains[i];
+    }
+  }
+
+  const DeltaProduct product_;
+  const MatrixView weight_;
+  const BaseRows base_;
+  const WeightLayout layout_;
+  const std::vector<float> gains_;  // DoRA's, by output; empty without
+  const MutableMatrixView merged_;
+};
+
+absl::StatusOr<std::vector<float>> Gains(const Kernels& kernels, ThreadPool& pool,
+                                         const MatrixView& base, std::span<const MergeTerm> terms,
+                                         const MergeOptions& options,
+                                         const Cancellation& cancellation) {
+  if (options.magnitude == nullptr) return std::vector<float>();
+  ASSIGN_OR_RETURN(DoraNorms norms,
+                   DoraNorms::Create(kernels, terms[0], options.layout, base.rows, base.cols));
+  RETURN_IF_ERROR(norms.Add(pool, 0, base, cancellation));
+  const std::vector<double> finished = norms.Finish();
+  return DoraGains({options.magnitude, finished.size()}, finished);
 }
 
 MergeStats Summarise(const RoundingStats& sums) {
@@ -168,15 +172,20 @@ absl::StatusOr<MergeStats> MergeWeight(const Kernels& kernels, ThreadPool& pool,
                                        const MatrixView& weight, std::span<const MergeTerm> terms,
                                        const MergeOptions& options, const MutableMatrixView& merged,
                                        const Cancellation& cancellation) {
-  ASSIGN_OR_RETURN(const DeltaProduct product,
+  BaseRows base(weight, options.replacement);
+  ASSIGN_OR_RETURN(std::vector<float> gains,
+                   Gains(kernels, pool, base.rows(), terms, options, cancellation));
+  ASSIGN_OR_RETURN(DeltaProduct product,
                    DeltaProduct::Create(kernels.impl(), terms, options.layout, weight.cols));
+  const Merge merge(std::move(product), weight, std::move(base), options.layout, std::move(gains),
+                    merged);
   // One entry per block, summed in order: the result does not depend on who computed which.
-  std::vector<RoundingStats> stats(CeilDiv(weight.rows, kBlockRows));
+  std::vector<RoundingStats> stats(CeilDiv(weight.rows, DeltaProduct::kBlockRows));
   RETURN_IF_ERROR(ParallelFor(
       pool, static_cast<int64_t>(stats.size()), cancellation, [&](int64_t block) -> absl::Status {
-        const int64_t first = block * kBlockRows;
-        const int64_t count = std::min(kBlockRows, weight.rows - first);
-        ASSIGN_OR_RETURN(stats[block], MergeBlock(product, weight, first, count, merged));
+        const int64_t first = block * DeltaProduct::kBlockRows;
+        const int64_t count = std::min(DeltaProduct::kBlockRows, weight.rows - first);
+        ASSIGN_OR_RETURN(stats[block], merge.Block(first, count));
         return absl::OkStatus();
       }));
   RoundingStats sums;

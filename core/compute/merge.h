@@ -1,8 +1,10 @@
-// W' = W + sum over adapters of factor * B A, with a record of what rounding did.
+// What adapters make of a weight: W + sum of factor * B A, DoRA's rescaling of it, or another
+// weight in its place, with a record of what rounding did.
 #ifndef ADAPTERD_CORE_COMPUTE_MERGE_H_
 #define ADAPTERD_CORE_COMPUTE_MERGE_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "absl/status/statusor.h"
@@ -15,7 +17,7 @@ namespace adapterd {
 
 enum class WeightLayout {
   kOutIn,  // [out_features, in_features], as nn.Linear
-  kInOut,  // [in_features, out_features], as GPT-2's Conv1D
+  kInOut,  // [in_features, out_features], as GPT-2's Conv1D; embeddings: [token ids, dim]
 };
 
 struct MergeTerm {
@@ -24,7 +26,13 @@ struct MergeTerm {
   double factor = 1;  // request weight x module scale
 };
 
-// Of one merge. Deltas and sums are F32; errors are measured against the F32 sum's exact value.
+// Weights that an adapter brings instead of the base model's; terms are added to them.
+struct MergeReplacement {
+  MatrixView weight;             // [rows, the weight's columns]
+  std::span<const int64_t> ids;  // whose rows these are, distinct; empty: all rows, in order
+};
+
+// Of one merge. The delta of an element is what the merge adds to `weight`, before rounding.
 struct MergeStats {
   double max_abs_delta = 0;
   double max_abs_rounding_error = 0;
@@ -36,14 +44,28 @@ struct MergeStats {
 struct MergeOptions {
   WeightLayout layout = WeightLayout::kOutIn;
   bool allow_non_finite = false;
+  std::optional<MergeReplacement> replacement = std::nullopt;
+  const float* magnitude = nullptr;  // DoRA's [out_features]
 };
 
-// Writes `merged`, which has the shape and dtype of `weight` and may be the same memory. The deltas
-// of all terms are summed in F32, added to the weight in F32 and rounded once. An element whose
-// delta is zero keeps its bits (also -0, NaN payloads and denormals).
+// Writes `merged`, which has the shape of `weight`: every element is computed in F32 and rounded
+// once, to the dtype of `merged`.
+//
+//     W  = weight, or the replacement where there is one
+//     W' = W + D, where D = the sum of all terms' factor * B A
+//     W' = (magnitude / n) * (W + D) with a magnitude; n are the DoraNorms of W + D
+//
+// Without a replacement, magnitude or change of dtype an element whose delta is zero keeps its bits
+// (also -0, NaN payloads and denormals), and so do the rows that a replacement leaves out when D
+// has none. Rounding errors are then measured against the exact value of weight + delta, otherwise
+// against the F32 value that was rounded.
 //
 // NON_FINITE_RESULT when a finite weight becomes infinite or NaN, unless allowed; `merged` is then
-// undefined. REQUIRES: shapes agree with the layout; dtypes are compute floats.
+// undefined. That is what a row without a norm becomes: see DoraGains.
+//
+// REQUIRES: shapes agree with the layout; dtypes are compute floats; `merged` is the memory of
+// `weight`, when they have one dtype, or overlaps neither it nor the replacement. With a magnitude:
+// exactly one term, and a replacement of all rows or of none.
 // Threads and cancellation: as ApplyProjection.
 absl::StatusOr<MergeStats> MergeWeight(const Kernels& kernels, ThreadPool& pool,
                                        const MatrixView& weight, std::span<const MergeTerm> terms,

@@ -53,6 +53,11 @@ class PackedMatrix {
   void FillTransposed(const MatrixView& source, int64_t first_k);
   void Fill(const MatrixView& source, int64_t first_k);
 
+  // destination [i, j] = weights [j, i]: undoes FillTransposed, bit for bit when the destination
+  // has the source's type; any other value is rounded once. It may have fewer rows and columns than
+  // the plan, whose zeros it then leaves out.
+  void UnpackTransposed(const MutableMatrixView& destination) const;
+
   const MatrixPlan& plan() const { return plan_; }
   const std::vector<Chunk>& chunks() const { return chunks_; }
   int64_t bytes() const { return static_cast<int64_t>(buffer_.size()); }
@@ -61,7 +66,7 @@ class PackedMatrix {
   PackedMatrix(const MatrixPlan& plan, size_t bytes);
 
   // Where a chunk begins, and how many of its columns lie side by side.
-  std::byte* DataOf(const Chunk& chunk);
+  int64_t OffsetOf(const Chunk& chunk) const;
   int64_t WidthOf(const Chunk& chunk) const {
     return plan_.panel == 0 ? chunk.columns : plan_.panel;
   }

@@ -52,6 +52,24 @@ MatrixPlan ExpandPlan(const Kernels::Impl& kernels, const PairShape& shape, Comp
   return MatrixPlan::Wide(kernels, type, k, shape.out_features);
 }
 
+Tensor Unpack(const PackedMatrix& transposed, DType dtype, int64_t rows, int64_t cols) {
+  AlignedBuffer buffer(rows * cols * FloatBytes(dtype));
+  transposed.UnpackTransposed({dtype, rows, cols, buffer.data()});
+  return {dtype, {rows, cols}, std::move(buffer)};
+}
+
+// Whether rounding up cannot overflow.
+bool IsCountable(const PairShape& shape) {
+  constexpr int64_t kMaxDimension = int64_t{1} << 32;
+  return std::max({shape.in_features, shape.rank, shape.out_features}) < kMaxDimension;
+}
+
+absl::StatusOr<int64_t> SumOfBytes(std::optional<int64_t> a, std::optional<int64_t> b) {
+  const auto sum = a.has_value() && b.has_value() ? CheckedAdd(*a, *b) : std::nullopt;
+  if (!sum.has_value()) return Error(Reason::kShapeMismatch, "a pair is too large to pack");
+  return *sum;
+}
+
 }  // namespace
 
 PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
@@ -63,21 +81,46 @@ PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, Com
 
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create(
     Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b, ComputeType type) {
-  const PairShape shape = {a.cols, a.rows, b.rows};
-  const PairPlan plan = PairPlan::For(kernels, shape, type);
+  const PairPlan plan = PairPlan::For(kernels, {a.cols, a.rows, b.rows}, type);
   ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Create(kernels, plan.shrink));
   shrink.FillTransposed(a, 0);
-  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Create(kernels, plan.expand));
+  return Finish(kernels, plan.expand, a, b, std::move(shrink));
+}
+
+absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::CreateEmbedding(
+    Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b) {
+  const PairShape shape = {a.cols, a.rows, b.rows};
+  return Finish(kernels, ExpandPlan(kernels, shape, ComputeType::kF32), a, b, EmbeddingTable(a));
+}
+
+absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Finish(
+    Kernels::Impl& kernels, const MatrixPlan& expand_plan, const MatrixView& a, const MatrixView& b,
+    FactorA shrink) {
+  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Create(kernels, expand_plan));
   expand.FillTransposed(b, 0);
-  const bool few_rows = type == ComputeType::kBF16 && !kernels.has_amx();
-  auto impl = std::unique_ptr<const Impl>(new Impl(shape, few_rows ? kCachedRows : kMaxBlockRows,
+  const bool few_rows = expand_plan.type == ComputeType::kBF16 && !kernels.has_amx();
+  auto impl = std::unique_ptr<const Impl>(new Impl({a.cols, a.rows, b.rows},
+                                                   few_rows ? kCachedRows : kMaxBlockRows,
                                                    std::move(shrink), std::move(expand)));
   RETURN_IF_ERROR(impl->Prepare(kernels));
   return impl;
 }
 
+int64_t PackedPair::Impl::bytes() const {
+  return expand_.bytes() + std::visit([](const auto& a) { return a.bytes(); }, shrink_);
+}
+
+Tensor PackedPair::Impl::UnpackA(DType dtype) const {
+  return is_embedding() ? std::get<EmbeddingTable>(shrink_).Unpack(dtype)
+                        : Unpack(matrix_a(), dtype, shape_.rank, shape_.in_features);
+}
+
+Tensor PackedPair::Impl::UnpackB(DType dtype) const {
+  return Unpack(expand_, dtype, shape_.out_features, shape_.rank);
+}
+
 MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows) const {
-  const MatrixPlan& plan = shrink_.plan();
+  const MatrixPlan& plan = matrix_a().plan();
   return {plan.type, rows, plan.k, plan.n, plan.panel, /*accumulate=*/false};
 }
 
@@ -89,7 +132,9 @@ MatmulShape PackedPair::Impl::ExpandShape(int64_t rows, const PackedMatrix::Chun
 
 absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
   for (int64_t rows = 1; rows <= kMaxBlockRows; rows *= 2) {
-    if (rows <= shrink_rows_) RETURN_IF_ERROR(kernels.Prepare(ShrinkShape(rows)));
+    if (!is_embedding() && rows <= shrink_rows_) {
+      RETURN_IF_ERROR(kernels.Prepare(ShrinkShape(rows)));
+    }
     // All chunks but the last have one shape.
     for (const auto* chunk : {&expand_.chunks().front(), &expand_.chunks().back()}) {
       RETURN_IF_ERROR(kernels.Prepare(ExpandShape(rows, *chunk, false)));
@@ -101,7 +146,7 @@ absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
 
 absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, const void* input,
                                       double factor, std::byte* low_rank) const {
-  const MatrixPlan& plan = shrink_.plan();
+  const MatrixPlan& plan = matrix_a().plan();
   const int64_t kept = expand_.plan().k;
   const bool in_place = plan.type == ComputeType::kF32 && plan.n == kept;
   float* wide = in_place ? reinterpret_cast<float*>(low_rank)
@@ -110,7 +155,7 @@ absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, cons
   for (int64_t row = 0; row < rows; row += step) {
     const auto* from =
         static_cast<const std::byte*>(input) + row * plan.k * ElementBytes(plan.type);
-    RETURN_IF_ERROR(kernels.Run(ShrinkShape(step), from, shrink_.chunks().front().weights,
+    RETURN_IF_ERROR(kernels.Run(ShrinkShape(step), from, matrix_a().chunks().front().weights,
                                 wide + row * plan.n));
   }
   if (plan.type == ComputeType::kF32) {
@@ -130,9 +175,17 @@ void PackedPair::Impl::Scale(int64_t rows, const float* wide, double factor,
     for (int64_t i = 0; i < shape_.rank; ++i) low_rank[i] = wide[i] * scale;
     // Not what the product made of the zeros that pad A: an infinite input makes NaN of them.
     std::fill(low_rank + shape_.rank, low_rank + kept, 0.0f);
-    wide += shrink_.plan().n;
+    wide += matrix_a().plan().n;
     low_rank += kept;
   }
+}
+
+void PackedPair::Impl::Lookup(int64_t rows, std::span<const int64_t> ids, double factor,
+                              std::byte* low_rank) const {
+  auto* values = reinterpret_cast<float*>(low_rank);
+  const auto count = static_cast<int64_t>(ids.size());
+  std::get<EmbeddingTable>(shrink_).Lookup(ids, factor, values);
+  std::fill(values + count * shape_.rank, values + rows * shape_.rank, 0.0f);
 }
 
 absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
@@ -143,17 +196,16 @@ absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
 
 absl::StatusOr<int64_t> PackedPair::BytesFor(const Kernels& kernels, const PairShape& shape,
                                              ComputeType type) {
-  // Below this rounding up does not overflow.
-  constexpr int64_t kMaxDimension = int64_t{1} << 32;
-  std::optional<int64_t> sum;
-  if (std::max({shape.in_features, shape.rank, shape.out_features}) < kMaxDimension) {
-    const PairPlan plan = PairPlan::For(kernels.impl(), shape, type);
-    const auto shrink = plan.shrink.bytes();
-    const auto expand = plan.expand.bytes();
-    if (shrink.has_value() && expand.has_value()) sum = CheckedAdd(*shrink, *expand);
-  }
-  if (!sum.has_value()) return Error(Reason::kShapeMismatch, "a pair is too large to pack");
-  return *sum;
+  if (!IsCountable(shape)) return SumOfBytes(std::nullopt, std::nullopt);
+  const PairPlan plan = PairPlan::For(kernels.impl(), shape, type);
+  return SumOfBytes(plan.shrink.bytes(), plan.expand.bytes());
+}
+
+absl::StatusOr<int64_t> PackedPair::EmbeddingBytesFor(const Kernels& kernels,
+                                                      const PairShape& shape, DType lora_a) {
+  if (!IsCountable(shape)) return SumOfBytes(std::nullopt, std::nullopt);
+  return SumOfBytes(EmbeddingTable::BytesFor(shape.in_features, shape.rank, lora_a),
+                    ExpandPlan(kernels.impl(), shape, ComputeType::kF32).bytes());
 }
 
 absl::StatusOr<std::unique_ptr<const PackedPair>> PackedPair::Pack(const Kernels& kernels,
@@ -164,11 +216,21 @@ absl::StatusOr<std::unique_ptr<const PackedPair>> PackedPair::Pack(const Kernels
   return std::unique_ptr<const PackedPair>(new PackedPair(std::move(impl)));
 }
 
+absl::StatusOr<std::unique_ptr<const PackedPair>> PackedPair::PackEmbedding(const Kernels& kernels,
+                                                                            const MatrixView& a,
+                                                                            const MatrixView& b) {
+  ASSIGN_OR_RETURN(auto impl, Impl::CreateEmbedding(kernels.impl(), a, b));
+  return std::unique_ptr<const PackedPair>(new PackedPair(std::move(impl)));
+}
+
 PackedPair::PackedPair(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 PackedPair::~PackedPair() = default;
 
 const PairShape& PackedPair::shape() const { return impl_->shape(); }
+Tensor PackedPair::UnpackA(DType dtype) const { return impl_->UnpackA(dtype); }
+Tensor PackedPair::UnpackB(DType dtype) const { return impl_->UnpackB(dtype); }
 ComputeType PackedPair::type() const { return impl_->type(); }
+bool PackedPair::is_embedding() const { return impl_->is_embedding(); }
 int64_t PackedPair::bytes() const { return impl_->bytes(); }
 
 }  // namespace adapterd

@@ -12,7 +12,7 @@
 namespace adapterd {
 
 struct PairShape {
-  int64_t in_features = 0;
+  int64_t in_features = 0;  // of an embedding: token ids
   int64_t rank = 0;
   int64_t out_features = 0;
 
@@ -21,22 +21,42 @@ struct PairShape {
 
 // Immutable once made; any thread may use it. Holds copies, not the factors it was made from. The
 // scale is not folded in: that would round B again.
+//
+// Two kinds: a linear pair takes activations, an embedding's takes token ids: B A applied to an id
+// is B times column `id` of A.
 class PackedPair {
  public:
   // Bytes that Pack will hold for this shape, exactly: known before anything is allocated.
+  // SHAPE_MISMATCH when that is more than the kernels can count.
   static absl::StatusOr<int64_t> BytesFor(const Kernels& kernels, const PairShape& shape,
                                           ComputeType type);
+  // The same of PackEmbedding, for an A of this dtype.
+  static absl::StatusOr<int64_t> EmbeddingBytesFor(const Kernels& kernels, const PairShape& shape,
+                                                   DType lora_a);
 
-  // a is [rank, in_features], b is [out_features, rank]. For kBF16 both must be BF16; for kF32 any
-  // mix of F32, F16 and BF16. REQUIRES: all dimensions > 0 and ranks equal.
+  // a is [rank, in_features], b is [out_features, rank]; both without gaps: see experts.h for those
+  // that have some. For kBF16 both must be BF16; for kF32 any mix of F32, F16 and BF16. REQUIRES:
+  // all dimensions > 0 and ranks equal.
   static absl::StatusOr<std::unique_ptr<const PackedPair>> Pack(const Kernels& kernels,
                                                                 const MatrixView& a,
                                                                 const MatrixView& b,
                                                                 ComputeType type);
+  // a is [rank, token ids], of which a request reads few columns: they stay in a's dtype. b is
+  // [out_features, rank], packed for kF32. REQUIRES: as Pack.
+  static absl::StatusOr<std::unique_ptr<const PackedPair>> PackEmbedding(const Kernels& kernels,
+                                                                         const MatrixView& a,
+                                                                         const MatrixView& b);
   ~PackedPair();
+
+  // The factors again: A [rank, in_features] and B [out_features, rank]. Bit for bit what was
+  // packed when `dtype` is the one it came in (a signalling NaN becomes quiet); to any other it is
+  // rounded once. REQUIRES: IsComputeFloat(dtype). Cost: as packing.
+  Tensor UnpackA(DType dtype) const;
+  Tensor UnpackB(DType dtype) const;
 
   const PairShape& shape() const;
   ComputeType type() const;
+  bool is_embedding() const;
   int64_t bytes() const;
 
   class Impl;

@@ -4,8 +4,12 @@
 
 #include <bit>
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <utility>
+#include <variant>
 
+#include "core/compute/embedding_table.h"
 #include "core/compute/onednn.h"
 #include "core/compute/packed_matrix.h"
 #include "core/compute/packed_pair.h"
@@ -32,16 +36,27 @@ class PackedPair::Impl {
                                                             const MatrixView& a,
                                                             const MatrixView& b, ComputeType type);
 
+  static absl::StatusOr<std::unique_ptr<const Impl>> CreateEmbedding(Kernels::Impl& kernels,
+                                                                     const MatrixView& a,
+                                                                     const MatrixView& b);
+
   const PairShape& shape() const { return shape_; }
-  ComputeType type() const { return shrink_.plan().type; }
-  int64_t bytes() const { return shrink_.bytes() + expand_.bytes(); }
+  ComputeType type() const { return expand_.plan().type; }
+  bool is_embedding() const { return std::holds_alternative<EmbeddingTable>(shrink_); }
+  int64_t bytes() const;
+
+  Tensor UnpackA(DType dtype) const;
+  Tensor UnpackB(DType dtype) const;
 
   // Bytes of one low-rank row, which is of type().
   int64_t low_rank_bytes() const { return expand_.plan().k * ElementBytes(type()); }
 
   // low_rank = factor * input A^T. `rows` is a bucket; input is [rows, in_features] of type().
+  // REQUIRES: !is_embedding().
   absl::Status Shrink(Kernels::Impl& kernels, int64_t rows, const void* input, double factor,
                       std::byte* low_rank) const;
+  // low_rank = factor * A[:, ids]^T, with zeros up to `rows`. REQUIRES: is_embedding().
+  void Lookup(int64_t rows, std::span<const int64_t> ids, double factor, std::byte* low_rank) const;
 
   // Columns of the output are computed in chunks, the same for all pairs of one out_features.
   std::span<const PackedMatrix::Chunk> chunks() const { return expand_.chunks(); }
@@ -51,12 +66,20 @@ class PackedPair::Impl {
                       const PackedMatrix::Chunk& chunk, bool accumulate, float* sums) const;
 
  private:
-  Impl(const PairShape& shape, int64_t shrink_rows, PackedMatrix shrink, PackedMatrix expand)
+  using FactorA = std::variant<PackedMatrix, EmbeddingTable>;
+
+  Impl(const PairShape& shape, int64_t shrink_rows, FactorA shrink, PackedMatrix expand)
       : shape_(shape),
         shrink_rows_(shrink_rows),
         shrink_(std::move(shrink)),
         expand_(std::move(expand)) {}
 
+  static absl::StatusOr<std::unique_ptr<const Impl>> Finish(Kernels::Impl& kernels,
+                                                            const MatrixPlan& expand_plan,
+                                                            const MatrixView& a,
+                                                            const MatrixView& b, FactorA shrink);
+
+  const PackedMatrix& matrix_a() const { return std::get<PackedMatrix>(shrink_); }
   MatmulShape ShrinkShape(int64_t rows) const;
   MatmulShape ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk, bool accumulate) const;
   // low_rank [rows, expand.k] = factor * the first `rank` columns of wide [rows, shrink.n], then
@@ -66,7 +89,7 @@ class PackedPair::Impl {
 
   const PairShape shape_;
   const int64_t shrink_rows_;  // of one call
-  const PackedMatrix shrink_;
+  const FactorA shrink_;
   const PackedMatrix expand_;
 };
 

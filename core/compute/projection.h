@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,10 +16,26 @@
 
 namespace adapterd {
 
-// One adapter's part in a segment.
+// Of an embedding: one row a token id.
+using TokenIds = std::span<const int64_t>;
+
+// Activations [rows, in_features] for linear pairs, or token ids for those of embeddings.
+using ProjectionInput = std::variant<MatrixView, TokenIds>;
+
+// What DoRA does to a layer's output (peft/tuners/lora/dora.py): with W's rows no longer of the
+// norm that they were, output = bias + gain * (base_output - bias + delta), where base_output holds
+// the bias.
+struct DoraRescale {
+  const float* gain = nullptr;       // [out_features], DoraGains: magnitude / norm
+  const float* base_bias = nullptr;  // [out_features], the layer's own; null: it has none
+};
+
+// One adapter's part in a segment: delta = factor * (B (A x) + bias).
 struct ProjectionTerm {
   const PackedPair* pair = nullptr;
-  double factor = 1;  // request weight x module scale
+  double factor = 1;                  // request weight x module scale
+  const float* bias = nullptr;        // [out_features], B's own; null: it has none
+  const DoraRescale* dora = nullptr;  // null: the delta is added as it is
 };
 
 // A run of rows that share one list of terms; no terms: delta zero.
@@ -34,19 +51,21 @@ struct ProjectionTarget {
   MutableMatrixView output;                 // [rows, out_features], owned by the caller
 };
 
-// Fills every target's output from input [rows, in_features]. Low-rank rows are multiplied by the
-// factor in F32; sums over terms and base_output are F32; one rounding to the output's dtype at the
-// end. NaN and infinities in the input pass through. Rows without terms are base_output (converted
-// bit for bit when the dtypes agree), or zero.
+// Fills every target's output. Low-rank rows are multiplied by the factor in F32; sums over terms,
+// biases and base_output are F32, and so is what DoRA does to them; one rounding to the output's
+// dtype at the end. NaN and infinities in the input pass through. Rows without terms are
+// base_output (converted bit for bit when the dtypes agree), or zero.
 //
 // REQUIRES: shapes agree (checked by the caller, who can name the fields), dtypes are compute
-// floats. A term's pair must be packed for ComputeTypeFor(input.dtype, ...).
+// floats. A term's pair must be packed for ComputeTypeFor(input.dtype, ...); it is an embedding's
+// when the input is token ids, each in [0, in_features), and no embedding's otherwise. A term with
+// `dora` is alone in its segment, and its target has a base_output.
 //
 // Threads: runs on the calling thread and on idle threads of `pool`, in blocks of rows; returns
 // when all blocks are done. CANCELLED between blocks once `cancellation` is set; outputs are then
 // undefined. Results do not depend on the number of threads. They may differ in the last bits with
 // the number of rows in a request.
-absl::Status ApplyProjection(const Kernels& kernels, ThreadPool& pool, const MatrixView& input,
+absl::Status ApplyProjection(const Kernels& kernels, ThreadPool& pool, const ProjectionInput& input,
                              std::span<const ProjectionTarget> targets,
                              const Cancellation& cancellation);
 
