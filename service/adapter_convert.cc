@@ -81,7 +81,6 @@ template <typename Request>
 absl::StatusOr<LoadRequest> ReadLoadRequest(const Request& request) {
   RETURN_IF_ERROR(CheckAdapterName(request.name(), "name"));
   if (request.source().empty()) return Invalid("source", "a path below an adapter root", "");
-  if (!request.base_checkpoint().empty()) return NotImplemented("base_checkpoint");
   if (!request.hosted_base().empty()) return NotImplemented("hosted_base");
   if (request.has_head_counts()) return NotImplemented("head_counts");
   if (!request.expected_digest().empty() && !IsDigest(request.expected_digest())) {
@@ -90,7 +89,7 @@ absl::StatusOr<LoadRequest> ReadLoadRequest(const Request& request) {
   RETURN_IF_ERROR(CheckLabels(request.labels()));
   LoadRequest load;
   load.name = request.name();
-  load.source = {request.source(), request.base_model()};
+  load.source = {request.source(), request.base_model(), request.base_checkpoint()};
   load.expected_digest = request.expected_digest();
   load.pinned = request.pinned();
   load.labels = Labels(request.labels().begin(), request.labels().end());
@@ -104,18 +103,37 @@ void SetTime(absl::Time time, google::protobuf::Timestamp& out) {
   out.set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
 }
 
+v1::ModuleKind ToProto(ModuleKind kind) {
+  switch (kind) {
+    case ModuleKind::kLinear:
+      return v1::MODULE_KIND_LINEAR;
+    case ModuleKind::kEmbedding:
+      return v1::MODULE_KIND_EMBEDDING;
+    case ModuleKind::kConv:
+      return v1::MODULE_KIND_CONV;
+    case ModuleKind::kExperts:
+      return v1::MODULE_KIND_EXPERTS;
+    default:
+      return v1::MODULE_KIND_REPLACEMENT;
+  }
+}
+
 void AddModule(const ModuleInfo& module, v1::Adapter& out) {
   v1::AdapterModule* proto = out.add_modules();
   proto->set_path(module.path);
   if (const auto layer = LayerOf(module.path)) proto->set_layer(*layer);
   proto->set_target(std::string(TargetOf(module.path)));
-  proto->set_kind(v1::MODULE_KIND_LINEAR);
+  proto->set_kind(ToProto(module.kind));
   proto->set_in_features(module.in_features);
   proto->set_out_features(module.out_features);
   proto->set_rank(module.rank);
+  proto->set_experts(module.experts);
   proto->set_alpha(module.alpha);
   proto->set_scale(module.scale);
-  proto->set_dtype(ToProto(module.lora_a_dtype));
+  proto->set_dtype(ToProto(module.pairs() > 0 ? module.lora_a_dtype : module.weight_dtype));
+  proto->set_has_lora_bias(module.has_lora_bias);
+  proto->set_replaces_bias(module.replaces_bias);
+  proto->set_has_magnitude(module.has_magnitude);
   proto->set_lora_a_tensor(module.lora_a_tensor);
   proto->set_lora_b_tensor(module.lora_b_tensor);
 }
@@ -132,13 +150,12 @@ void FillFromManifest(const AdapterManifest& manifest, v1::Adapter& out) {
   const int64_t original = manifest.original_parameter_count();
   out.set_parameter_count(parameters);
   out.set_original_parameter_count(original);
-  out.set_compression_ratio(static_cast<double>(parameters) /
-                            static_cast<double>(original + parameters));
+  if (parameters > 0) {
+    out.set_compression_ratio(static_cast<double>(parameters) /
+                              (static_cast<double>(original) + static_cast<double>(parameters)));
+  }
   out.set_file_bytes(manifest.file_bytes);
   out.set_lora_dropout(manifest.lora_dropout);
-  for (const std::string& warning : manifest.warnings) {
-    out.add_warnings(ClampUtf8(warning, kMaxErrorMessageBytes));
-  }
 }
 
 }  // namespace
@@ -171,9 +188,9 @@ absl::StatusOr<double> WeightFromProto(const v1::AdapterRef& ref, const std::str
 
 absl::StatusOr<ModuleSelector> SelectorFromProto(const v1::ModuleSelector& selector,
                                                  const std::string& field) {
-  if (selector.has_expert()) return NotImplemented(field + ".expert");
-  ModuleSelector out{selector.path(), selector.target(), std::nullopt};
+  ModuleSelector out{selector.path(), selector.target(), std::nullopt, std::nullopt};
   if (selector.has_layer()) out.layer = selector.layer();
+  if (selector.has_expert()) out.expert = selector.expert();
   RETURN_IF_ERROR(Annotate(CheckSelector(out), "field", field));
   return out;
 }
@@ -228,6 +245,9 @@ void ToProto(const AdapterSnapshot& snapshot, v1::AdapterView view, v1::Adapter&
     out.mutable_error()->set_reason(
         std::string(ReasonName(GetErrorDetails(snapshot.error).reason)));
     out.mutable_error()->set_message(std::string(snapshot.error.message()));
+  }
+  for (const std::string& warning : snapshot.warnings) {
+    out.add_warnings(ClampUtf8(warning, kMaxErrorMessageBytes));
   }
   if (snapshot.manifest == nullptr) return;
   FillFromManifest(*snapshot.manifest, out);

@@ -1,10 +1,30 @@
 #include "service/adapter_refs.h"
 
+#include <fmt/format.h>
+
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "service/adapter_convert.h"
 
 namespace adapterd {
+namespace {
+
+// Experts need a number, and nothing else may have one.
+absl::Status CheckExpert(const ModuleInfo& module, const ModuleSelector& selector) {
+  if (module.kind != ModuleKind::kExperts) {
+    if (!selector.expert) return absl::OkStatus();
+    return Error(Reason::kInvalidField,
+                 fmt::format("module {} has no experts, found expert {}", module.path,
+                             *selector.expert));
+  }
+  if (selector.expert && *selector.expert < module.experts) return absl::OkStatus();
+  return Error(Reason::kInvalidField,
+               fmt::format("module {} needs an expert from 0 to {}, found {}", module.path,
+                           module.experts - 1,
+                           selector.expert ? std::to_string(*selector.expert) : "none"));
+}
+
+}  // namespace
 
 absl::StatusOr<AdapterRefs::Use> AdapterRefs::Add(const v1::AdapterRef& ref,
                                                   const std::string& field) {
@@ -28,7 +48,10 @@ absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle&
   const AdapterManifest& manifest = handle->manifest();
   absl::StatusOr<size_t> found = manifest.index.Find(selector);
   if (found.ok()) {
-    return std::optional<ResolvedModule>({*found, &manifest.modules[*found]});
+    const ModuleInfo& info = manifest.modules[*found];
+    const absl::Status expert = CheckExpert(info, selector);
+    if (!expert.ok()) return Annotate(Annotate(expert, "adapter", ref.name), "field", field);
+    return std::optional<ResolvedModule>({*found, &info, selector.expert.value_or(0)});
   }
   if (skip_untargeted && GetErrorDetails(found.status()).reason == Reason::kModuleNotTargeted) {
     return std::optional<ResolvedModule>();
@@ -43,7 +66,7 @@ void AddUses(const std::vector<AdapterRef>& refs, const std::vector<AdapterHandl
     if (!used[i]) continue;
     v1::AdapterUse* use = out.Add();
     use->set_name(refs[i].name);
-    use->set_revision(handles[i]->adapter().digest().revision);
+    use->set_revision(handles[i]->revision());
   }
 }
 

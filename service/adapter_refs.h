@@ -36,10 +36,12 @@ class AdapterRefs {
 struct ResolvedModule {
   size_t index = 0;
   const ModuleInfo* info = nullptr;
+  int64_t pair = 0;  // the expert, of a module that holds several
 };
 
 // Finds `selector` in the adapter behind `handle`. Nullopt when it is not targeted and that is to
-// be skipped; else MODULE_NOT_TARGETED. Errors name adapter and field.
+// be skipped; else MODULE_NOT_TARGETED. INVALID_FIELD for an expert that is missing, not there or
+// not asked for. Errors name adapter and field.
 absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle& handle,
                                                             const AdapterRef& ref,
                                                             const ModuleSelector& selector,

@@ -19,10 +19,9 @@ absl::Status CheckCount(const std::string& field, int64_t count, int64_t limit) 
   return Invalid(field, fmt::format("expected at most {}, found {}", limit, count));
 }
 
-absl::Status ReadInput(const v1::ApplyProjectionRequest& request, ProjectionPlan& plan) {
-  if (!request.has_input()) return Invalid("input", "missing");
-  ASSIGN_OR_RETURN(plan.input, FloatTensor::Read(request.input(), "input"));
-  const Shape& shape = plan.input.shape();
+absl::Status ReadActivations(const v1::Tensor& message, ProjectionPlan& plan) {
+  ASSIGN_OR_RETURN(FloatTensor input, FloatTensor::Read(message, "input"));
+  const Shape& shape = input.shape();
   if (shape.empty()) {
     return Error(Reason::kShapeMismatch, "input: expected [..., in_features], found a scalar")
         .With("field", "input")
@@ -30,6 +29,19 @@ absl::Status ReadInput(const v1::ApplyProjectionRequest& request, ProjectionPlan
   }
   plan.in_features = shape.back();
   plan.leading.assign(shape.begin(), shape.end() - 1);
+  plan.input = std::move(input);
+  return absl::OkStatus();
+}
+
+absl::Status ReadInput(const v1::ApplyProjectionRequest& request, ProjectionPlan& plan) {
+  if (!request.has_input()) return Invalid("input", "missing");
+  if (HoldsIntegers(request.input())) {
+    ASSIGN_OR_RETURN(IdTensor ids, IdTensor::Read(request.input(), "input"));
+    plan.leading = ids.shape();
+    plan.input = std::move(ids);
+  } else {
+    RETURN_IF_ERROR(ReadActivations(request.input(), plan));
+  }
   ASSIGN_OR_RETURN(plan.rows, ElementCount(plan.leading));
   return CheckCount("input rows", plan.rows, kMaxRows);
 }
@@ -97,7 +109,7 @@ absl::Status ReadModule(const v1::ApplyProjectionRequest& request, int i, Projec
   ProjectionPlan::Module module;
   module.field = prefix + ".module";
   ASSIGN_OR_RETURN(module.selector, SelectorFromProto(projection.module(), module.field));
-  module.output_dtype = plan.input.dtype();
+  module.output_dtype = plan.input_dtype();
   if (projection.has_base_output()) {
     const std::string field = prefix + ".base_output";
     ASSIGN_OR_RETURN(module.base_output, FloatTensor::Read(projection.base_output(), field));

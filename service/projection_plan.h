@@ -4,10 +4,12 @@
 
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "adapterd/v1/projection_service.pb.h"
+#include "core/compute/projection.h"
 #include "service/adapter_refs.h"
 #include "service/tensor_convert.h"
 
@@ -32,16 +34,26 @@ struct ProjectionPlan {
     DType output_dtype = DType::kF32;
   };
 
-  FloatTensor input;
-  Shape leading;  // the input's shape without its last dimension
+  std::variant<FloatTensor, IdTensor> input;
+  Shape leading;  // the shape of the rows: the input's, without its last dimension unless it is ids
   int64_t rows = 0;
-  int64_t in_features = 0;
+  int64_t in_features = 0;  // 0: the input is ids
   std::vector<Segment> segments;  // their rows add up to `rows`
   std::vector<Module> modules;
   AdapterRefs adapters;
   bool skip_untargeted = false;
 
-  MatrixView InputMatrix() const { return {input.dtype(), rows, in_features, input.data()}; }
+  const FloatTensor* floats() const { return std::get_if<FloatTensor>(&input); }
+  const IdTensor* ids() const { return std::get_if<IdTensor>(&input); }
+  // What pairs are packed for; of ids it does not matter.
+  DType input_dtype() const { return floats() != nullptr ? floats()->dtype() : DType::kF32; }
+  // The caller wants to read the reply.
+  bool readable() const { return floats() != nullptr && floats()->readable(); }
+
+  ProjectionInput Input() const {
+    if (ids() != nullptr) return TokenIds(ids()->values());
+    return MatrixView{floats()->dtype(), rows, in_features, floats()->data()};
+  }
 };
 
 // INVALID_FIELD, SHAPE_MISMATCH, UNSUPPORTED_DTYPE, NOT_IMPLEMENTED.

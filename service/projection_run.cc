@@ -10,37 +10,119 @@
 namespace adapterd {
 namespace {
 
-// One module of the request in each of its adapters.
-struct ResolvedProjection {
-  std::vector<std::optional<ResolvedModule>> by_ref;  // nullopt: not targeted, skipped
-  std::vector<const PackedPair*> pairs;               // null where nothing is
-  std::string path;                                   // of the first that targets it
-  std::optional<int64_t> out_features;                // nullopt: nothing tells
+// One module of the request in one of its adapters.
+struct ResolvedTerm {
+  ResolvedModule module;
+  const PackedPair* pair = nullptr;
+  const float* bias = nullptr;      // B's own
+  std::optional<DoraRescale> dora;  // of an adapter that is DoRA there
+  double factor = 1;                // on the delta, without the request's weight
 };
 
-absl::Status CheckWidth(const char* what, int64_t expected, int64_t actual,
-                        const std::string& field, const AdapterRef& ref,
-                        const ResolvedModule& module) {
-  if (expected == actual) return absl::OkStatus();
-  return Error(Reason::kShapeMismatch,
-               fmt::format("{}: module {} of adapter \"{}\" has {} {}, found {}", field,
-                           module.info->path, ref.name, what, expected, actual))
-      .With("field", field)
-      .With("adapter", ref.name)
-      .With("module", module.info->path)
-      .With("expected", expected)
-      .With("actual", actual);
+struct ResolvedProjection {
+  std::vector<std::optional<ResolvedTerm>> by_ref;  // nullopt: not targeted, skipped
+  std::string path;                                 // of the first that targets it
+  std::optional<int64_t> out_features;              // nullopt: nothing tells
+};
+
+absl::Status About(absl::Status status, const std::string& field, const AdapterRef& ref,
+                   const ModuleInfo& info) {
+  status = Annotate(std::move(status), "field", field);
+  return Annotate(Annotate(std::move(status), "adapter", ref.name), "module", info.path);
 }
 
-// The width of the output so far, from base_output or an earlier adapter, must be this one's too.
-absl::Status AgreeOnWidth(const ProjectionPlan::Module& module, const AdapterRef& ref,
-                          const ResolvedModule& found, ResolvedProjection& resolved) {
-  if (resolved.out_features) {
-    RETURN_IF_ERROR(CheckWidth("out_features", found.info->out_features, *resolved.out_features,
-                               module.field, ref, found));
+absl::Status CheckWidth(const char* what, int64_t expected, int64_t actual,
+                        const std::string& field, const AdapterRef& ref, const ModuleInfo& info) {
+  if (expected == actual) return absl::OkStatus();
+  return About(Error(Reason::kShapeMismatch,
+                     fmt::format("{}: module {} of adapter \"{}\" has {} {}, found {}", field,
+                                 info.path, ref.name, what, expected, actual))
+                   .With("expected", expected)
+                   .With("actual", actual),
+               field, ref, info);
+}
+
+// What Merge can do and adding a delta to outputs cannot.
+absl::Status CheckKind(const ModuleInfo& info) {
+  if (info.kind == ModuleKind::kReplacement) {
+    return Error(Reason::kUnsupportedAdapter,
+                 fmt::format("module {} is replaced as a whole: merge it, there is no delta to add",
+                             info.path));
   }
-  resolved.out_features = found.info->out_features;
+  if (info.kernel_elements > 1) {
+    return Error(Reason::kUnsupportedAdapter,
+                 fmt::format("module {} is a convolution of {} elements: merge it, a projection of "
+                             "rows cannot apply it",
+                             info.path, info.kernel_elements));
+  }
   return absl::OkStatus();
+}
+
+// Embeddings take ids below their size, everything else takes activations of its width.
+absl::Status CheckInput(const ProjectionPlan& plan, const ModuleInfo& info, const AdapterRef& ref) {
+  if (info.kind != ModuleKind::kEmbedding) {
+    if (plan.floats() != nullptr) {
+      return CheckWidth("in_features", info.in_features, plan.in_features, "input", ref, info);
+    }
+    return Error(Reason::kUnsupportedDtype,
+                 fmt::format("input: module {} takes floats, found integers", info.path));
+  }
+  if (plan.ids() == nullptr) {
+    return Error(Reason::kUnsupportedDtype,
+                 fmt::format("input: module {} is an embedding and takes token ids (I32 or I64), "
+                             "found floats",
+                             info.path));
+  }
+  for (const int64_t id : plan.ids()->values()) {
+    if (id >= 0 && id < info.in_features) continue;
+    return Error(Reason::kInvalidField,
+                 fmt::format("input: module {} has ids from 0 to {}, found {}", info.path,
+                             info.in_features - 1, id))
+        .With("expected", info.in_features)
+        .With("actual", id);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DoraRescale> ResolveDora(const ModuleInfo& info, const ModuleExtras& extras,
+                                        bool has_base_output) {
+  if (!extras.dora || !has_base_output) {
+    return Error(Reason::kBaseRequired,
+                 fmt::format("module {} is DoRA, which rescales the base model's output: {}",
+                             info.path,
+                             extras.dora ? "give base_output"
+                                         : "load the adapter with base_checkpoint"));
+  }
+  const std::vector<float>& bias = extras.dora->base_bias;
+  return DoraRescale{extras.dora->gain.data(), bias.empty() ? nullptr : bias.data()};
+}
+
+absl::StatusOr<ResolvedTerm> ResolveTerm(const ProjectionPlan& plan,
+                                         const ProjectionPlan::Module& module,
+                                         const ResolvedModule& found, const AdapterRef& ref,
+                                         const LoadedAdapter& adapter) {
+  const ModuleInfo& info = *found.info;
+  const ModuleExtras& extras = adapter.extras(found.index);
+  RETURN_IF_ERROR(CheckKind(info));
+  RETURN_IF_ERROR(CheckInput(plan, info, ref));
+  ResolvedTerm term;
+  term.module = found;
+  term.factor = info.scale;
+  if (info.kind == ModuleKind::kEmbedding) {
+    if (!extras.embedding_scale) {
+      return Error(Reason::kBaseRequired,
+                   fmt::format("the base model of module {} may scale its embeddings: load the "
+                               "adapter with base_checkpoint",
+                               info.path));
+    }
+    term.factor *= *extras.embedding_scale;
+  }
+  if (info.has_lora_bias) term.bias = extras.lora_bias_f32.data();
+  if (info.has_magnitude) {
+    ASSIGN_OR_RETURN(term.dora, ResolveDora(info, extras, module.base_output.has_value()));
+  }
+  ASSIGN_OR_RETURN(term.pair, adapter.Pair(found.index, found.pair, plan.input_dtype()));
+  return term;
 }
 
 absl::StatusOr<ResolvedProjection> Resolve(const ProjectionPlan& plan,
@@ -52,18 +134,19 @@ absl::StatusOr<ResolvedProjection> Resolve(const ProjectionPlan& plan,
   for (size_t i = 0; i < refs.size(); ++i) {
     ASSIGN_OR_RETURN(auto found, ResolveModule(handles[i], refs[i], module.selector, module.field,
                                                plan.skip_untargeted));
-    const PackedPair* pair = nullptr;
-    if (found) {
-      RETURN_IF_ERROR(CheckWidth("in_features", found->info->in_features, plan.in_features, "input",
-                                 refs[i], *found));
-      RETURN_IF_ERROR(AgreeOnWidth(module, refs[i], *found, resolved));
-      absl::StatusOr<const PackedPair*> packed = handles[i]->Pair(found->index, plan.input.dtype());
-      if (!packed.ok()) return Annotate(packed.status(), "adapter", refs[i].name);
-      pair = *packed;
-      if (resolved.path.empty()) resolved.path = found->info->path;
+    std::optional<ResolvedTerm>& term = resolved.by_ref.emplace_back();
+    if (!found) continue;
+    const ModuleInfo& info = *found->info;
+    absl::StatusOr<ResolvedTerm> told = ResolveTerm(plan, module, *found, refs[i], *handles[i]);
+    if (!told.ok()) return About(told.status(), module.field, refs[i], info);
+    term = *std::move(told);
+    // The width so far, from base_output or an earlier adapter, must be this one's too.
+    if (resolved.out_features) {
+      RETURN_IF_ERROR(CheckWidth("out_features", info.out_features, *resolved.out_features,
+                                 module.field, refs[i], info));
     }
-    resolved.by_ref.push_back(found);
-    resolved.pairs.push_back(pair);
+    resolved.out_features = info.out_features;
+    if (resolved.path.empty()) resolved.path = info.path;
   }
   return resolved;
 }
@@ -79,7 +162,7 @@ absl::StatusOr<int64_t> OutputBytes(const ProjectionPlan& plan,
   int64_t total = 0;
   for (size_t i = 0; i < resolved.size(); ++i) {
     // Readable replies hold floats, whatever the dtype.
-    const DType dtype = plan.input.readable() ? DType::kF32 : plan.modules[i].output_dtype;
+    const DType dtype = plan.readable() ? DType::kF32 : plan.modules[i].output_dtype;
     ASSIGN_OR_RETURN(int64_t bytes, ByteCount(dtype, OutputShape(plan, resolved[i])));
     const auto sum = CheckedAdd(total, bytes);
     if (!sum) return Error(Reason::kShapeMismatch, "the size of the outputs overflows");
@@ -88,21 +171,42 @@ absl::StatusOr<int64_t> OutputBytes(const ProjectionPlan& plan,
   return total;
 }
 
+// DoRA rescales what the base model and nobody else put out.
+absl::Status CheckDora(const ResolvedTerm& term, double weight, size_t terms,
+                       const std::string& field, const AdapterRef& ref) {
+  if (!term.dora || (weight == 1 && terms == 1)) return absl::OkStatus();
+  const ModuleInfo& info = *term.module.info;
+  return About(Error(Reason::kInvalidField,
+                     fmt::format("{}: adapter \"{}\" is DoRA on module {}, which goes {}", field,
+                                 ref.name, info.path,
+                                 weight == 1 ? "with no other adapter in its segment"
+                                             : "with weight 1 alone")),
+               field, ref, info);
+}
+
 // The terms of one module, segment by segment; counts what contributes.
-std::vector<ProjectionSegment> Segments(const ProjectionPlan& plan,
-                                        const ResolvedProjection& resolved, std::vector<bool>& used,
-                                        int32_t& applied) {
+absl::StatusOr<std::vector<ProjectionSegment>> Segments(const ProjectionPlan& plan,
+                                                        const std::string& field,
+                                                        const ResolvedProjection& resolved,
+                                                        std::vector<bool>& used, int32_t& applied) {
   std::vector<ProjectionSegment> segments;
   segments.reserve(plan.segments.size());
   for (const ProjectionPlan::Segment& segment : plan.segments) {
     ProjectionSegment& out = segments.emplace_back();
     out.rows = segment.rows;
     for (const AdapterRefs::Use& use : segment.uses) {
-      if (!resolved.by_ref[use.ref]) continue;
+      const std::optional<ResolvedTerm>& term = resolved.by_ref[use.ref];
+      if (!term) continue;
       used[use.ref] = true;
       ++applied;
-      out.terms.push_back(
-          {resolved.pairs[use.ref], use.weight * resolved.by_ref[use.ref]->info->scale});
+      out.terms.push_back({term->pair, use.weight * term->factor, term->bias,
+                           term->dora ? &*term->dora : nullptr});
+    }
+    for (const AdapterRefs::Use& use : segment.uses) {
+      const std::optional<ResolvedTerm>& term = resolved.by_ref[use.ref];
+      if (!term) continue;
+      RETURN_IF_ERROR(CheckDora(*term, use.weight, out.terms.size(), field,
+                                plan.adapters.refs()[use.ref]));
     }
   }
   return segments;
@@ -113,16 +217,16 @@ class ResponseBuilder {
   ResponseBuilder(const ProjectionPlan& plan, v1::ApplyProjectionResponse& response)
       : plan_(plan), response_(response), used_(plan.adapters.refs().size(), false) {}
 
-  ProjectionTarget AddOutput(const ProjectionPlan::Module& module,
-                             const ResolvedProjection& resolved) {
+  absl::StatusOr<ProjectionTarget> AddOutput(const ProjectionPlan::Module& module,
+                                             const ResolvedProjection& resolved) {
     v1::ProjectionOutput& output = *response_.add_outputs();
     int32_t applied = 0;
     ProjectionTarget target;
-    target.segments = Segments(plan_, resolved, used_, applied);
+    ASSIGN_OR_RETURN(target.segments, Segments(plan_, module.field, resolved, used_, applied));
     output.set_applied(applied);
     output.set_path(resolved.path);
     writers_.emplace_back(*output.mutable_output(), module.output_dtype,
-                          OutputShape(plan_, resolved), plan_.input.readable());
+                          OutputShape(plan_, resolved), plan_.readable());
     const int64_t width = resolved.out_features.value_or(0);
     target.output = {module.output_dtype, plan_.rows, width, writers_.back().data()};
     if (module.base_output) {
@@ -161,12 +265,12 @@ absl::Status RunProjection(DataPlane& plane, const RpcCall& call, const Projecti
   ResponseBuilder builder(plan, response);
   std::vector<ProjectionTarget> targets;
   for (size_t i = 0; i < resolved.size(); ++i) {
-    targets.push_back(builder.AddOutput(plan.modules[i], resolved[i]));
+    ASSIGN_OR_RETURN(targets.emplace_back(), builder.AddOutput(plan.modules[i], resolved[i]));
   }
   const absl::Time parsed = absl::Now();
   metrics.Apply(ApplyStage::kParse, parsed - start);
 
-  RETURN_IF_ERROR(ApplyProjection(plane.kernels, plane.workers, plan.InputMatrix(), targets,
+  RETURN_IF_ERROR(ApplyProjection(plane.kernels, plane.workers, plan.Input(), targets,
                                   call.cancellation()));
   const absl::Time computed = absl::Now();
   metrics.Apply(ApplyStage::kCompute, computed - parsed);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cstring>
+
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "core/tensor/convert.h"
@@ -45,7 +47,71 @@ absl::StatusOr<Shape> ShapeOf(const v1::Tensor& message, const std::string& fiel
   return Shape(message.shape().begin(), message.shape().end());
 }
 
+int ContentCount(const v1::Tensor& message) {
+  return (message.data().empty() ? 0 : 1) + (message.f32_values_size() > 0 ? 1 : 0) +
+         (message.int64_values_size() > 0 ? 1 : 0);
+}
+
+absl::Status CheckContents(const v1::Tensor& message, const std::string& field) {
+  if (ContentCount(message) <= 1) return absl::OkStatus();
+  return FieldError(Reason::kInvalidField, field,
+                    "expected one of data, f32_values and int64_values, found several");
+}
+
+struct Size {
+  int64_t elements = 0;
+  int64_t bytes = 0;
+};
+
+absl::StatusOr<Size> SizeOf(DType dtype, const Shape& shape, const std::string& field) {
+  absl::StatusOr<int64_t> elements = ElementCount(shape);
+  absl::StatusOr<int64_t> bytes = ByteCount(dtype, shape);
+  if (elements.ok() && bytes.ok()) return Size{*elements, *bytes};
+  const absl::Status& error = elements.ok() ? bytes.status() : elements.status();
+  return Annotate(FieldError(Reason::kShapeMismatch, field, std::string(error.message())), "actual",
+                  ShapeString(shape));
+}
+
+template <typename Integer>
+std::vector<int64_t> IntegersOf(const std::string& data) {
+  std::vector<Integer> values(data.size() / sizeof(Integer));
+  std::memcpy(values.data(), data.data(), values.size() * sizeof(Integer));
+  return {values.begin(), values.end()};
+}
+
 }  // namespace
+
+bool HoldsIntegers(const v1::Tensor& message) {
+  return message.int64_values_size() > 0 || message.dtype() == v1::DATA_TYPE_I32 ||
+         message.dtype() == v1::DATA_TYPE_I64;
+}
+
+absl::StatusOr<IdTensor> IdTensor::Read(const v1::Tensor& message, const std::string& field) {
+  RETURN_IF_ERROR(CheckContents(message, field));
+  const bool is_i32 = message.dtype() == v1::DATA_TYPE_I32;
+  const DType dtype = is_i32 ? DType::kI32 : DType::kI64;
+  if (message.f32_values_size() > 0 ||
+      (message.dtype() != v1::DATA_TYPE_UNSPECIFIED && !HoldsIntegers(message))) {
+    return FieldError(Reason::kUnsupportedDtype, field, "expected token ids (I32 or I64)");
+  }
+  IdTensor tensor;
+  ASSIGN_OR_RETURN(tensor.shape_, ShapeOf(message, field));
+  ASSIGN_OR_RETURN(const Size size, SizeOf(dtype, tensor.shape_, field));
+  if (message.int64_values_size() > 0) {
+    if (message.int64_values_size() != size.elements) {
+      return LengthError(field, tensor.shape_, dtype, "int64_values", size.elements,
+                         message.int64_values_size());
+    }
+    tensor.values_.assign(message.int64_values().begin(), message.int64_values().end());
+    return tensor;
+  }
+  const auto found = static_cast<int64_t>(message.data().size());
+  if (found != size.bytes) {
+    return LengthError(field, tensor.shape_, dtype, "bytes of data", size.bytes, found);
+  }
+  tensor.values_ = is_i32 ? IntegersOf<int32_t>(message.data()) : IntegersOf<int64_t>(message.data());
+  return tensor;
+}
 
 v1::DataType ToProto(DType dtype) {
   switch (dtype) {
@@ -78,49 +144,39 @@ absl::StatusOr<DType> FloatTypeFromProto(v1::DataType type, const std::string& f
 }
 
 absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message, const std::string& field) {
-  const int contents = (message.data().empty() ? 0 : 1) + (message.f32_values_size() > 0 ? 1 : 0) +
-                       (message.int64_values_size() > 0 ? 1 : 0);
-  if (contents > 1) {
-    return FieldError(Reason::kInvalidField, field,
-                      "expected one of data, f32_values and int64_values, found several");
-  }
+  const int contents = ContentCount(message);
+  RETURN_IF_ERROR(CheckContents(message, field));
   FloatTensor tensor;
   ASSIGN_OR_RETURN(tensor.dtype_, DTypeOf(message, field));
   ASSIGN_OR_RETURN(tensor.shape_, ShapeOf(message, field));
-  absl::StatusOr<int64_t> elements = ElementCount(tensor.shape_);
-  absl::StatusOr<int64_t> bytes = ByteCount(tensor.dtype_, tensor.shape_);
-  if (!elements.ok() || !bytes.ok()) {
-    const absl::Status& error = elements.ok() ? bytes.status() : elements.status();
-    return Annotate(FieldError(Reason::kShapeMismatch, field, std::string(error.message())),
-                    "actual", ShapeString(tensor.shape_));
-  }
+  ASSIGN_OR_RETURN(const Size size, SizeOf(tensor.dtype_, tensor.shape_, field));
   if (message.int64_values_size() > 0) {
     return FieldError(Reason::kUnsupportedDtype, field, "expected floats, found int64_values");
   }
   tensor.readable_ = message.f32_values_size() > 0;
   if (!tensor.readable_) {
     const auto found = static_cast<int64_t>(message.data().size());
-    if (contents == 0 && *elements > 0) {
+    if (contents == 0 && size.elements > 0) {
       return FieldError(Reason::kInvalidField, field,
                         fmt::format("shape {} needs data or f32_values, found neither",
                                     ShapeString(tensor.shape_)));
     }
-    if (found != *bytes) {
-      return LengthError(field, tensor.shape_, tensor.dtype_, "bytes of data", *bytes, found);
+    if (found != size.bytes) {
+      return LengthError(field, tensor.shape_, tensor.dtype_, "bytes of data", size.bytes, found);
     }
     tensor.data_ = reinterpret_cast<const std::byte*>(message.data().data());
     return tensor;
   }
-  if (message.f32_values_size() != *elements) {
-    return LengthError(field, tensor.shape_, tensor.dtype_, "f32_values", *elements,
+  if (message.f32_values_size() != size.elements) {
+    return LengthError(field, tensor.shape_, tensor.dtype_, "f32_values", size.elements,
                        message.f32_values_size());
   }
   if (tensor.dtype_ == DType::kF32) {
     tensor.data_ = reinterpret_cast<const std::byte*>(message.f32_values().data());
     return tensor;
   }
-  tensor.owned_ = AlignedBuffer(*bytes);
-  ConvertFromF32(message.f32_values().data(), tensor.dtype_, tensor.owned_.data(), *elements);
+  tensor.owned_ = AlignedBuffer(size.bytes);
+  ConvertFromF32(message.f32_values().data(), tensor.dtype_, tensor.owned_.data(), size.elements);
   tensor.data_ = tensor.owned_.data();
   return tensor;
 }

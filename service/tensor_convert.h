@@ -3,6 +3,7 @@
 #define ADAPTERD_SERVICE_TENSOR_CONVERT_H_
 
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "adapterd/v1/tensor.pb.h"
@@ -31,6 +32,23 @@ class FloatTensor {
   const std::byte* data_ = nullptr;
   AlignedBuffer owned_;  // f32_values rounded to a half type
   bool readable_ = false;
+};
+
+// Whether the message holds integers, by its dtype or its contents.
+bool HoldsIntegers(const v1::Tensor& message);
+
+// A request's token ids, checked as far as one can without the embedding. Owns its values.
+class IdTensor {
+ public:
+  // Errors as FloatTensor::Read; UNSUPPORTED_DTYPE for floats.
+  static absl::StatusOr<IdTensor> Read(const v1::Tensor& message, const std::string& field);
+
+  const Shape& shape() const { return shape_; }
+  const std::vector<int64_t>& values() const { return values_; }
+
+ private:
+  Shape shape_;
+  std::vector<int64_t> values_;
 };
 
 // A reply's tensor while it is being filled. The message must outlive it.

@@ -10,6 +10,8 @@
 
 #include "absl/status/statusor.h"
 #include "core/adapter/adapter.h"
+#include "core/adapter/base_model.h"
+#include "core/adapter/base_model_binding.h"
 #include "core/adapter/problems.h"
 #include "core/base/cancellation.h"
 #include "core/base/thread_pool.h"
@@ -42,7 +44,11 @@ class ModuleSink {
   virtual absl::Status Take(size_t module, ModuleTensors tensors) = 0;
 };
 
-class BaseModel;
+// A base checkpoint, and where in it the adapter's modules lie.
+struct BoundBase {
+  std::unique_ptr<const BaseModel> model;
+  std::vector<BaseBinding> bindings;  // one a module
+};
 
 // Opening has read config and headers and checked all that they tell; no weight was read yet, and
 // nothing large is allocated. Used by one thread. An interface, so that tests of the registry need
@@ -55,7 +61,7 @@ class AdapterReader {
   virtual const std::shared_ptr<const AdapterManifest>& manifest() const = 0;
   virtual const SourceIdentity& identity() const = 0;
   // The checkpoint that the adapter was checked against; null without one.
-  virtual const BaseModel* base() const = 0;
+  virtual const BoundBase* base() const = 0;
 
   // Reads the weights once, on the calling thread and idle ones of `pool`, and gives the revision.
   // Every module goes to `sink`; without one only what is needed to judge and digest is held.

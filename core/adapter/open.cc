@@ -51,8 +51,47 @@ void CheckBaseModel(const SourceSpec& spec, PeftConfig& config, ProblemList& pro
           .With("actual", Printable(config.base_model)));
 }
 
-std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const SourceSpec& spec,
-                                          ProblemList& problems) {
+// What the plan asks of the base; `names` and `model` outlive it.
+BaseFacts FactsOf(const BaseNames& names, const BaseModel& model) {
+  BaseFacts facts;
+  facts.experts_are_in_out = HasTransposedExperts(model.geometry());
+  facts.shape_of = [&names](std::string_view path) -> std::optional<Shape> {
+    const auto found = names.Find(path, "");
+    if (found.size() != 1) return std::nullopt;
+    return found[0]->shape;
+  };
+  return facts;
+}
+
+BindOptions OptionsOf(const PeftConfig& config) {
+  BindOptions options;
+  options.fan_in_fan_out = config.fan_in_fan_out;
+  for (const auto& [start, end] : config.layer_replication) {
+    options.layer_replication.push_back({start, end});
+  }
+  return options;
+}
+
+void WarnWithoutBase(const AdapterManifest& manifest, ProblemList& problems) {
+  if (manifest.method != "dora") return;
+  Problem problem;
+  problem.severity = Severity::kWarning;
+  problem.reason = Reason::kBaseRequired;
+  problem.field = "base_checkpoint";
+  problem.message = "without base_checkpoint this DoRA adapter can be merged, but not applied";
+  problems.Add(std::move(problem));
+}
+
+// Everything that opening found, before the two files are held against each other.
+struct OpenFiles {
+  InputFile config_file;
+  PeftConfig config;
+  InputFile weights;
+  SafetensorsHeader header;
+};
+
+std::optional<OpenFiles> OpenPeftFiles(const SourceFolder& folder, const SourceSpec& spec,
+                                       ProblemList& problems) {
   const AdapterFiles files = ChooseAdapterFiles(folder, problems);
   std::optional<InputFile> config_file;
   std::optional<PeftConfig> config;
@@ -68,16 +107,43 @@ std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const Sour
   std::optional<SafetensorsHeader> header;
   if (!files.weights.empty()) weights = TakeOrReport(folder.OpenFile(files.weights), problems);
   if (weights) header = TakeOrReport(ReadSafetensorsHeader(*weights), problems);
-  if (!config || !header) return nullptr;
-  auto plan = BuildPeftPlan(*config, *header, Printable(weights->name()), nullptr, problems);
-  if (!plan) return nullptr;
-  plan->manifest.file_bytes = weights->size();
-  return std::make_unique<PeftReader>(*std::move(plan), *std::move(config_file),
-                                      *std::move(weights), nullptr);
+  if (!config || !header) return std::nullopt;
+  return OpenFiles{*std::move(config_file), *std::move(config), *std::move(weights),
+                   *std::move(header)};
 }
 
-std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const SourceSpec& spec,
-                                          ProblemList& problems) {
+std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const SourceSpec& spec,
+                                          const SourceRoots& models, ProblemList& problems) {
+  std::optional<BoundBase> base;
+  std::optional<BaseNames> names;
+  std::optional<BaseFacts> facts;
+  if (!spec.base_checkpoint.empty()) {
+    auto model = BaseModel::Open(models, spec.base_checkpoint, problems);
+    if (model != nullptr) {
+      names.emplace(model->checkpoint());
+      facts = FactsOf(*names, *model);
+      base.emplace().model = std::move(model);
+    }
+  }
+  std::optional<OpenFiles> files = OpenPeftFiles(folder, spec, problems);
+  if (!files) return nullptr;
+  auto plan = BuildPeftPlan(files->config, files->header, Printable(files->weights.name()),
+                            facts ? &*facts : nullptr, problems);
+  if (!plan) return nullptr;
+  plan->manifest.file_bytes = files->weights.size();
+  if (base) {
+    base->bindings =
+        BindToBase(plan->manifest.modules, *base->model, OptionsOf(files->config), problems);
+  } else {
+    WarnWithoutBase(plan->manifest, problems);
+  }
+  if (problems.has_errors()) return nullptr;
+  return std::make_unique<PeftReader>(*std::move(plan), std::move(files->config_file),
+                                      std::move(files->weights), std::move(base));
+}
+
+std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const SourceRoots& models,
+                                          const SourceSpec& spec, ProblemList& problems) {
   const auto is_file = TakeOrReport(roots.IsFile(spec.source), problems);
   if (!is_file) return nullptr;
   if (*is_file) {
@@ -86,7 +152,7 @@ std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const Source
   }
   const auto folder = TakeOrReport(roots.OpenFolder(spec.source), problems);
   if (!folder) return nullptr;
-  return OpenFolder(*folder, spec, problems);
+  return OpenFolder(*folder, spec, models, problems);
 }
 
 }  // namespace
@@ -95,7 +161,7 @@ AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
                             std::shared_ptr<const SourceRoots> models) {
   return [adapters = std::move(adapters), models = std::move(models)](const SourceSpec& spec,
                                                                       ProblemList& problems) {
-    return OpenSource(*adapters, spec, problems);
+    return OpenSource(*adapters, *models, spec, problems);
   };
 }
 

@@ -8,7 +8,6 @@
 #include <numeric>
 #include <utility>
 
-#include "core/adapter/base_model.h"
 #include "core/adapter/revision.h"
 #include "core/base/parallel.h"
 #include "core/base/quote.h"
@@ -43,7 +42,7 @@ float Larger(float x, float y) { return std::isnan(x) || x > y ? x : y; }
 }  // namespace
 
 PeftReader::PeftReader(PeftPlan plan, InputFile config, InputFile weights,
-                       std::unique_ptr<const BaseModel> base)
+                       std::optional<BoundBase> base)
     : method_(plan.method),
       manifest_(std::make_shared<const AdapterManifest>(std::move(plan.manifest))),
       modules_(std::move(plan.modules)),
@@ -59,15 +58,16 @@ PeftReader::PeftReader(PeftPlan plan, InputFile config, InputFile weights,
   for (const InputFile* file : {&config_, &weights_}) {
     identity_.files.emplace_back(file->name(), file->identity());
   }
-  if (base_ != nullptr) base_->AddIdentity(identity_.files);
+  if (base_) {
+    const auto files = base_->model->identity();
+    identity_.files.insert(identity_.files.end(), files.begin(), files.end());
+  }
 }
-
-PeftReader::~PeftReader() = default;
 
 absl::Status PeftReader::CheckUnchanged() const {
   RETURN_IF_ERROR(config_.CheckUnchanged());
   RETURN_IF_ERROR(weights_.CheckUnchanged());
-  return base_ == nullptr ? absl::OkStatus() : base_->CheckUnchanged();
+  return base_ ? base_->model->CheckUnchanged() : absl::OkStatus();
 }
 
 // Into `out`, which has room for all of it, or piece by piece into a buffer when it is null.

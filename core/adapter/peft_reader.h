@@ -3,6 +3,7 @@
 #define ADAPTERD_CORE_ADAPTER_PEFT_READER_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,14 +22,11 @@ inline constexpr int64_t kReadBytes = 1 << 18;
 // gets; a module's tensors lie together in the file, so that reads stay large and in order.
 class PeftReader : public AdapterReader {
  public:
-  // `base` may be null.
-  PeftReader(PeftPlan plan, InputFile config, InputFile weights,
-             std::unique_ptr<const BaseModel> base);
-  ~PeftReader() override;
+  PeftReader(PeftPlan plan, InputFile config, InputFile weights, std::optional<BoundBase> base);
 
   const std::shared_ptr<const AdapterManifest>& manifest() const override { return manifest_; }
   const SourceIdentity& identity() const override { return identity_; }
-  const BaseModel* base() const override { return base_.get(); }
+  const BoundBase* base() const override { return base_ ? &*base_ : nullptr; }
   absl::StatusOr<std::string> Read(ThreadPool& pool, const Cancellation& cancellation,
                                    ModuleSink* sink, ProblemList& problems) override;
   absl::StatusOr<std::string> WeightsDigest(const Cancellation& cancellation) override;
@@ -63,7 +61,7 @@ class PeftReader : public AdapterReader {
   VeraProjections projections_;
   InputFile config_;
   InputFile weights_;
-  std::unique_ptr<const BaseModel> base_;
+  std::optional<BoundBase> base_;
   SourceIdentity identity_;
 };
 

@@ -159,7 +159,7 @@ absl::StatusOr<AdapterRegistry::Entry> AdapterRegistry::Remove(const UnloadReque
   auto it = entries_.find(request.name);
   if (it == entries_.end()) return NotFound(request.name);
   Entry& entry = it->second;
-  const std::string& revision = entry.current->adapter().digest().revision;
+  const std::string& revision = entry.current->revision();
   if (!request.revision.empty() && request.revision != revision) {
     return RevisionMismatch(request.name, request.revision, revision);
   }
@@ -222,7 +222,7 @@ absl::StatusOr<std::vector<AdapterHandle>> AdapterRegistry::TakeHandles(
     auto it = entries_.find(ref.name);
     if (it == entries_.end()) return NotFound(ref.name);
     const Entry& entry = it->second;
-    const std::string& revision = entry.current->adapter().digest().revision;
+    const std::string& revision = entry.current->revision();
     if (!ref.revision.empty() && ref.revision != revision) {
       return RevisionMismatch(ref.name, ref.revision, revision);
     }
@@ -279,8 +279,9 @@ AdapterSnapshot AdapterRegistry::SnapshotOf(const Entry& entry) const {
   }
   if (entry.current == nullptr) return snapshot;
   snapshot.state = AdapterState::kReady;
-  snapshot.manifest = entry.current->adapter().shared_manifest();
-  snapshot.digest = entry.current->adapter().digest();
+  snapshot.manifest = entry.current->shared_manifest();
+  snapshot.digest = {entry.current->revision(), entry.weights_sha256};
+  snapshot.warnings = entry.warnings;
   snapshot.memory_bytes = entry.current->memory_bytes();
   snapshot.load_time = entry.load_time;
   snapshot.load_duration = entry.load_duration;

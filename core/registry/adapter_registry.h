@@ -120,19 +120,37 @@ class AdapterRegistry {
     LoadRequest request;
     SourceIdentity identity;
     absl::Time opened_at;
+    std::string weights_sha256;
+  };
+  // What a load makes of its name. Without `loaded` only the options change.
+  struct Published {
+    std::shared_ptr<const LoadedAdapter> loaded;
+    SourceIdentity identity;
+    absl::Time opened_at;
+    std::string weights_sha256;  // empty: not known yet
+    std::vector<std::string> warnings;
+    std::string replaced_revision;
   };
   std::optional<Current> CurrentOf(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<ContentDigest> DigestOf(const Current& current, Job& job,
+  absl::StatusOr<ContentDigest> DigestOf(const Current& current, const Job& job,
                                          AdapterReader& reader) const;
+  static bool SameBase(const Current& current, const LoadRequest& request,
+                       const AdapterReader& reader);
   Outcome AlreadyLoaded(const Job& job) const ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<std::shared_ptr<const LoadedAdapter>> ReadAndPack(Job& job, AdapterReader& reader)
+  absl::StatusOr<std::shared_ptr<const LoadedAdapter>> ReadAndPack(const Job& job,
+                                                                   AdapterReader& reader,
+                                                                   ProblemList& problems,
+                                                                   Published& published)
       ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status ClaimPublicId(Job& job, const AdapterManifest& manifest) ABSL_LOCKS_EXCLUDED(mutex_);
   // ADAPTER_EXISTS when `id` belongs to another name.
   absl::Status CheckPublicId(const std::string& id, const std::string& name) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  Outcome Publish(Job& job, const SourceIdentity& identity, absl::Time opened_at,
-                  std::shared_ptr<const LoadedAdapter> loaded) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Publish(Job& job, Published& published) ABSL_LOCKS_EXCLUDED(mutex_);
+  Outcome Described(const Job& job, AdapterReader& reader, const Published& published)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  bool ValidateName(const LoadRequest& request, const ContentDigest& digest, AdapterReader& reader,
+                    ProblemList& problems) const ABSL_LOCKS_EXCLUDED(mutex_);
   void Finish(const JobPtr& job, const Outcome& outcome) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const RegistryOptions options_;

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/base/status_macros.h"
+#include "core/registry/adapter_builder.h"
 #include "core/registry/adapter_registry.h"
 #include "core/registry/registry_state.h"
 
@@ -27,11 +28,14 @@ bool ProvesUnchanged(const SourceIdentity& identity, absl::Time opened_at) {
   return true;
 }
 
-absl::Status CheckDigest(const LoadRequest& request, const ContentDigest& digest) {
-  if (request.expected_digest.empty() || request.expected_digest == digest.revision ||
-      request.expected_digest == digest.weights_sha256) {
+// The expected digest is the revision, or that of the weights file, which takes another pass.
+absl::Status CheckDigest(const LoadRequest& request, AdapterReader& reader,
+                         const Cancellation& cancellation, ContentDigest& digest) {
+  if (request.expected_digest.empty() || request.expected_digest == digest.revision) {
     return absl::OkStatus();
   }
+  ASSIGN_OR_RETURN(digest.weights_sha256, reader.WeightsDigest(cancellation));
+  if (request.expected_digest == digest.weights_sha256) return absl::OkStatus();
   return Error(Reason::kDigestMismatch,
                fmt::format("adapter \"{}\" has revision {} (weights file {}), not the expected "
                            "digest {}",
@@ -44,11 +48,12 @@ absl::Status CheckDigest(const LoadRequest& request, const ContentDigest& digest
 enum class Comparison { kSame, kOtherOptions, kOtherContent };
 
 // What a request for a name in use amounts to; ADAPTER_EXISTS when it differs and may not replace.
-// `digest` and `manifest` are of the request's source, `loaded` and `current` of what serves now.
-absl::StatusOr<Comparison> Compare(const LoadRequest& request, const ContentDigest& digest,
-                                   const AdapterManifest& manifest, const LoadRequest& loaded,
-                                   const Adapter& current) {
-  const bool same_content = digest.revision == current.digest().revision &&
+// `revision` and `manifest` are of the request's source, `loaded` and `current` of what serves now.
+// `same_base`: what was derived from the base checkpoint, if anything, is still the same.
+absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string& revision,
+                                   const AdapterManifest& manifest, bool same_base,
+                                   const LoadRequest& loaded, const LoadedAdapter& current) {
+  const bool same_content = revision == current.revision() && same_base &&
                             manifest.base_model == current.manifest().base_model;
   const bool same_options = request.pinned == loaded.pinned && request.labels == loaded.labels;
   if (same_content && same_options) return Comparison::kSame;
@@ -57,10 +62,10 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const ContentDige
                  fmt::format("adapter \"{}\" is loaded with other {} (revision {}); set replace to "
                              "swap it",
                              request.name, same_content ? "options" : "content",
-                             current.digest().revision))
+                             current.revision()))
         .With("adapter", request.name)
-        .With("expected", digest.revision)
-        .With("actual", current.digest().revision);
+        .With("expected", revision)
+        .With("actual", current.revision());
   }
   return same_content ? Comparison::kOtherOptions : Comparison::kOtherContent;
 }
@@ -110,20 +115,41 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
 
   Comparison comparison = Comparison::kOtherContent;
   if (const std::optional<Current> current = CurrentOf(job.request.name)) {
-    ASSIGN_OR_RETURN(const ContentDigest digest, DigestOf(*current, job, *reader));
-    RETURN_IF_ERROR(CheckDigest(job.request, digest));
-    ASSIGN_OR_RETURN(comparison, Compare(job.request, digest, *reader->manifest(), current->request,
-                                         current->loaded->adapter()));
+    ASSIGN_OR_RETURN(ContentDigest digest, DigestOf(*current, job, *reader));
+    RETURN_IF_ERROR(CheckDigest(job.request, *reader, job.cancellation, digest));
+    ASSIGN_OR_RETURN(comparison, Compare(job.request, digest.revision, *reader->manifest(),
+                                         SameBase(*current, job.request, *reader),
+                                         current->request, *current->loaded));
     if (comparison == Comparison::kSame) return AlreadyLoaded(job);
   }
   RETURN_IF_ERROR(ClaimPublicId(job, *reader->manifest()));
-  if (comparison == Comparison::kOtherOptions) {
-    return Publish(job, reader->identity(), opened_at, nullptr);
+  Published published;
+  published.identity = reader->identity();
+  published.opened_at = opened_at;
+  if (comparison == Comparison::kOtherContent) {
+    ASSIGN_OR_RETURN(published.loaded, ReadAndPack(job, *reader, problems, published));
   }
-  ASSIGN_OR_RETURN(auto loaded, ReadAndPack(job, *reader));
-  Outcome outcome = Publish(job, reader->identity(), opened_at, std::move(loaded));
-  event.read = outcome.ok();
-  return outcome;
+  published.warnings = problems.warnings();
+  RETURN_IF_ERROR(Publish(job, published));
+  event.read = published.loaded != nullptr;
+  return Described(job, *reader, published);
+}
+
+// The digest of the whole file costs a pass of its own on one core, so it is taken while the
+// adapter serves already. A file that changed meanwhile leaves it unknown.
+AdapterRegistry::Outcome AdapterRegistry::Described(const Job& job, AdapterReader& reader,
+                                                    const Published& published) {
+  std::string weights_sha256 = published.weights_sha256;
+  if (published.loaded != nullptr && weights_sha256.empty()) {
+    weights_sha256 = reader.WeightsDigest(Cancellation()).value_or("");
+  }
+  LoadResult result;
+  result.replaced_revision = published.replaced_revision;
+  absl::MutexLock lock(&mutex_);
+  Entry& entry = entries_.at(job.request.name);  // stays as long as the job runs
+  if (published.loaded != nullptr) entry.weights_sha256 = std::move(weights_sha256);
+  result.adapter = SnapshotOf(entry);
+  return result;
 }
 
 std::optional<AdapterRegistry::Current> AdapterRegistry::CurrentOf(const std::string& name) const {
@@ -131,17 +157,29 @@ std::optional<AdapterRegistry::Current> AdapterRegistry::CurrentOf(const std::st
   auto it = entries_.find(name);
   if (it == entries_.end() || it->second.current == nullptr) return std::nullopt;
   const Entry& entry = it->second;
-  return Current{entry.current, entry.request, entry.identity, entry.opened_at};
+  return Current{entry.current, entry.request, entry.identity, entry.opened_at,
+                 entry.weights_sha256};
 }
 
-absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const Current& current, Job& job,
+absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const Current& current, const Job& job,
                                                         AdapterReader& reader) const {
   if (reader.identity() == current.identity &&
       ProvesUnchanged(current.identity, current.opened_at)) {
-    return current.loaded->adapter().digest();
+    return ContentDigest{current.loaded->revision(), current.weights_sha256};
   }
   ProblemList problems;
-  return reader.Digest(job.cancellation, problems);
+  ContentDigest digest;
+  ASSIGN_OR_RETURN(digest.revision, reader.Read(io_pool_, job.cancellation, nullptr, problems));
+  return digest;
+}
+
+// What comes from a base is compared by the states of its files: to compute it anew costs a pass
+// over the base.
+bool AdapterRegistry::SameBase(const Current& current, const LoadRequest& request,
+                               const AdapterReader& reader) {
+  const std::string& checkpoint = request.source.base_checkpoint;
+  if (checkpoint != current.request.source.base_checkpoint) return false;
+  return checkpoint.empty() || reader.identity() == current.identity;
 }
 
 AdapterRegistry::Outcome AdapterRegistry::AlreadyLoaded(const Job& job) const {
@@ -172,38 +210,39 @@ absl::Status AdapterRegistry::CheckPublicId(const std::string& id, const std::st
 }
 
 absl::StatusOr<std::shared_ptr<const LoadedAdapter>> AdapterRegistry::ReadAndPack(
-    Job& job, AdapterReader& reader) {
+    const Job& job, AdapterReader& reader, ProblemList& problems, Published& published) {
   ASSIGN_OR_RETURN(int64_t bytes, LoadedAdapter::BytesFor(kernels_, *reader.manifest()));
   ASSIGN_OR_RETURN(Reservation reservation, budget_->Reserve(bytes));
-  ProblemList problems;
-  ASSIGN_OR_RETURN(auto adapter, reader.Read(job.cancellation, problems));
-  RETURN_IF_ERROR(CheckDigest(job.request, adapter->digest()));
-  return LoadedAdapter::Create(kernels_, budget_, std::move(adapter), std::move(reservation));
+  AdapterBuilder builder(kernels_, budget_, reader.manifest(), std::move(reservation));
+  ContentDigest digest;
+  ASSIGN_OR_RETURN(digest.revision, reader.Read(io_pool_, job.cancellation, &builder, problems));
+  RETURN_IF_ERROR(CheckDigest(job.request, reader, job.cancellation, digest));
+  published.weights_sha256 = std::move(digest.weights_sha256);
+  if (reader.base() != nullptr) {
+    RETURN_IF_ERROR(builder.BindBase(*reader.base(), io_pool_, job.cancellation));
+  }
+  return builder.Build(std::move(digest.revision));
 }
 
-// `loaded` is null when only the options change.
-AdapterRegistry::Outcome AdapterRegistry::Publish(Job& job, const SourceIdentity& identity,
-                                                  absl::Time opened_at,
-                                                  std::shared_ptr<const LoadedAdapter> loaded) {
-  LoadResult result;
+absl::Status AdapterRegistry::Publish(Job& job, Published& published) {
   std::shared_ptr<const LoadedAdapter> replaced;
   {
     absl::MutexLock lock(&mutex_);
     RETURN_IF_ERROR(job.cancellation.Check());
     Entry& entry = entries_.at(job.request.name);
-    if (entry.current != nullptr) {
-      result.replaced_revision = entry.current->adapter().digest().revision;
-    }
-    if (loaded != nullptr) {
+    if (entry.current != nullptr) published.replaced_revision = entry.current->revision();
+    if (published.loaded != nullptr) {
       std::erase_if(entry.draining, [](const Draining& old) { return old.loaded.expired(); });
       if (entry.current != nullptr) {
-        entry.draining.push_back({entry.current, result.replaced_revision});
+        entry.draining.push_back({entry.current, published.replaced_revision});
       }
-      replaced = std::exchange(entry.current, std::move(loaded));
-      entry.identity = identity;
-      entry.opened_at = opened_at;
+      replaced = std::exchange(entry.current, published.loaded);
+      entry.weights_sha256 = published.weights_sha256;
+      entry.identity = published.identity;
+      entry.warnings = published.warnings;
+      entry.opened_at = published.opened_at;
       entry.load_time = absl::Now();
-      entry.load_duration = entry.load_time - opened_at;
+      entry.load_duration = entry.load_time - entry.opened_at;
     }
     if (entry.public_id != job.public_id) public_ids_.erase(entry.public_id);
     entry.public_id = job.public_id;
@@ -211,9 +250,7 @@ AdapterRegistry::Outcome AdapterRegistry::Publish(Job& job, const SourceIdentity
     entry.etag = fmt::format("{:016x}", ++etag_counter_);
   }
   replaced.reset();  // may free memory; and what nobody else uses does not drain
-  absl::MutexLock lock(&mutex_);
-  result.adapter = SnapshotOf(entries_.at(job.request.name));  // stays as long as the job runs
-  return result;
+  return absl::OkStatus();
 }
 
 void AdapterRegistry::Finish(const JobPtr& job, const Outcome& outcome) {
@@ -233,46 +270,57 @@ void AdapterRegistry::Finish(const JobPtr& job, const Outcome& outcome) {
   --running_jobs_;
 }
 
+// What the name holds now may stand against a load; `digest` is of the request's source.
+bool AdapterRegistry::ValidateName(const LoadRequest& request, const ContentDigest& digest,
+                                   AdapterReader& reader, ProblemList& problems) const {
+  bool reads_nothing = false;
+  if (const std::optional<Current> current = CurrentOf(request.name)) {
+    auto comparison = Compare(request, digest.revision, *reader.manifest(),
+                              SameBase(*current, request, reader), current->request,
+                              *current->loaded);
+    problems.Add(comparison.status());
+    reads_nothing = comparison.ok() && *comparison != Comparison::kOtherContent;
+  }
+  const std::string public_id =
+      PublicId(options_.public_id_template, request.name, *reader.manifest());
+  absl::MutexLock lock(&mutex_);
+  problems.Add(CheckPublicId(public_id, request.name));
+  return reads_nothing;
+}
+
 ValidationResult AdapterRegistry::Validate(const LoadRequest& request,
                                            const Cancellation& cancellation) const {
   ValidationResult result;
   std::unique_ptr<AdapterReader> reader = opener_(request.source, result.problems);
   if (reader == nullptr) return result;
-  absl::StatusOr<ContentDigest> digest = reader->Digest(cancellation, result.problems);
-  if (!digest.ok()) {
-    if (!result.problems.has_errors()) result.problems.Add(digest.status());
+  ContentDigest digest;
+  absl::StatusOr<std::string> revision =
+      reader->Read(io_pool_, cancellation, nullptr, result.problems);
+  if (!revision.ok()) {
+    if (!result.problems.has_errors()) result.problems.Add(revision.status());
     return result;
   }
-  if (absl::Status status = CheckDigest(request, *digest); !status.ok()) {
-    result.problems.Add(status);
+  digest.revision = *std::move(revision);
+  result.problems.Add(CheckDigest(request, *reader, cancellation, digest));
+  if (digest.weights_sha256.empty()) {
+    digest.weights_sha256 = reader->WeightsDigest(cancellation).value_or("");
   }
-  bool is_loaded = false;  // then nothing is read and nothing reserved
-  if (const std::optional<Current> current = CurrentOf(request.name)) {
-    auto comparison = Compare(request, *digest, *reader->manifest(), current->request,
-                              current->loaded->adapter());
-    if (!comparison.ok()) result.problems.Add(comparison.status());
-    is_loaded = comparison.ok() && *comparison != Comparison::kOtherContent;
-  }
-  const std::string public_id =
-      PublicId(options_.public_id_template, request.name, *reader->manifest());
-  {
-    absl::MutexLock lock(&mutex_);
-    result.problems.Add(CheckPublicId(public_id, request.name));
-  }
+  const bool reads_nothing = ValidateName(request, digest, *reader, result.problems);
   absl::StatusOr<int64_t> bytes = LoadedAdapter::BytesFor(kernels_, *reader->manifest());
-  if (!bytes.ok()) result.problems.Add(bytes.status());
+  result.problems.Add(bytes.status());
   if (result.problems.has_errors()) return result;
   result.memory_bytes = *bytes;
-  result.fits = is_loaded || budget_->Fits(*bytes);
+  result.fits = reads_nothing || budget_->Fits(*bytes);
   AdapterSnapshot& snapshot = result.adapter.emplace();
   snapshot.name = request.name;
   snapshot.source = request.source.source;
   snapshot.pinned = request.pinned;
   snapshot.labels = request.labels;
   snapshot.manifest = reader->manifest();
-  snapshot.digest = *digest;
+  snapshot.warnings = result.problems.warnings();
+  snapshot.digest = std::move(digest);
   snapshot.memory_bytes = *bytes;
-  snapshot.public_id = public_id;
+  snapshot.public_id = PublicId(options_.public_id_template, request.name, *reader->manifest());
   return result;
 }
 

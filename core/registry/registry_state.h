@@ -46,6 +46,8 @@ struct AdapterRegistry::Entry {
   absl::Time load_time;     // when it was published
   absl::Duration load_duration;
   std::string etag;
+  std::string weights_sha256;         // of `current`'s file; empty: not known (yet)
+  std::vector<std::string> warnings;  // of `current`
   std::shared_ptr<const LoadedAdapter> current;
   std::shared_ptr<AdapterUsage> usage = std::make_shared<AdapterUsage>();
   JobPtr job;

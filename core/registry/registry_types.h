@@ -52,6 +52,7 @@ struct AdapterSnapshot {
   Labels labels;
   std::shared_ptr<const AdapterManifest> manifest;  // null while the first load runs
   ContentDigest digest;
+  std::vector<std::string> warnings;
   int64_t memory_bytes = 0;
   int64_t use_count = 0;
   int64_t in_flight = 0;

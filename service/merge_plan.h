@@ -1,0 +1,36 @@
+// A Merge request, checked as far as it can be without its adapters.
+#ifndef ADAPTERD_SERVICE_MERGE_PLAN_H_
+#define ADAPTERD_SERVICE_MERGE_PLAN_H_
+
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "adapterd/v1/merge_service.pb.h"
+#include "core/compute/merge.h"
+#include "service/adapter_refs.h"
+#include "service/tensor_convert.h"
+
+namespace adapterd {
+
+// Views the request, which must outlive it.
+struct MergePlan {
+  FloatTensor weight;               // at least one dimension
+  std::optional<FloatTensor> bias;  // one dimension
+  ModuleSelector selector;
+  WeightLayout layout = WeightLayout::kOutIn;
+  bool allow_non_finite = false;
+  bool skip_untargeted = false;
+  AdapterRefs adapters;
+  std::vector<AdapterRefs::Use> uses;  // at least one
+};
+
+// INVALID_FIELD, SHAPE_MISMATCH, UNSUPPORTED_DTYPE, NOT_IMPLEMENTED.
+absl::StatusOr<MergePlan> PlanMerge(const v1::MergeRequest& request);
+
+// `field` has another shape than it should.
+absl::Status ShapeError(const std::string& field, const std::string& expected, const Shape& actual);
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_SERVICE_MERGE_PLAN_H_
