@@ -35,17 +35,19 @@ int Fail(const absl::Status& status) {
 
 void DropGrpcLog(gpr_log_func_args*) {}
 
-absl::StatusOr<std::string> DigestOf(const std::string& path) {
+absl::StatusOr<std::string> DigestOf(const std::string& path, int threads) {
   const std::filesystem::path absolute = std::filesystem::absolute(path).lexically_normal();
   const bool slash = absolute.filename().empty();  // "folder/"
   const std::filesystem::path folder = slash ? absolute.parent_path() : absolute;
   ASSIGN_OR_RETURN(SourceRoots roots, SourceRoots::Open({{"", folder.parent_path()}}));
+  ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open({}));
   ProblemList problems;
-  auto reader = OpenFromRoots(std::make_shared<const SourceRoots>(std::move(roots)))(
-      {folder.filename(), ""}, problems);
+  auto reader = OpenFromRoots(std::make_shared<const SourceRoots>(std::move(roots)),
+                              std::make_shared<const SourceRoots>(std::move(models)))(
+      {folder.filename(), "", ""}, problems);
   if (reader == nullptr) return problems.ToStatus();
-  ASSIGN_OR_RETURN(const ContentDigest digest, reader->Digest(Cancellation(), problems));
-  return digest.revision;
+  ThreadPool pool("read", threads);
+  return reader->Read(pool, Cancellation(), nullptr, problems);
 }
 
 int PrintDigest(const std::string& path) {

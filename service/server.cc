@@ -77,14 +77,15 @@ absl::Status RemoveStaleSocket(const std::string& path) {
 }
 
 v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels& kernels,
-                                     const SourceRoots& roots) {
+                                     const SourceRoots& adapters, const SourceRoots& models) {
   v1::GetServerInfoResponse info;
   info.set_version(ADAPTERD_VERSION);
   info.set_instance_id(NewInstanceId());
   info.set_onednn_version(Kernels::OneDnnVersion());
   info.set_isa(kernels.isa());
   info.set_threads(options.threads);
-  for (const std::string& name : roots.names()) info.add_adapter_roots(name);
+  for (const std::string& name : adapters.names()) info.add_adapter_roots(name);
+  for (const std::string& name : models.names()) info.add_model_roots(name);
   info.add_formats("peft");
   v1::ServerLimits& limits = *info.mutable_limits();
   limits.set_max_message_bytes(options.max_message_bytes);
@@ -103,15 +104,16 @@ v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels
 // those.
 class Server::Parts {
  public:
-  Parts(const ServerOptions& server_options, std::shared_ptr<const SourceRoots> roots)
+  Parts(const ServerOptions& server_options, std::shared_ptr<const SourceRoots> adapters,
+        std::shared_ptr<const SourceRoots> models)
       : options(server_options),
         logger(options.log_format, options.log_level),
-        io_pool("io", kIoThreads),
-        registry(MakeRegistryOptions(), kernels, OpenFromRoots(roots),
+        io_pool("io", std::max(kIoThreads, options.threads), PrepareComputeThread),
+        registry(MakeRegistryOptions(), kernels, OpenFromRoots(adapters, models),
                  MemoryBudget::Create(options.memory_budget_bytes), io_pool),
         admission(options.max_inflight_bytes, metrics.inflight_bytes()),
         environment{metrics, logger, options.max_message_bytes},
-        info(ServerInfo(options, kernels, *roots)),
+        info(ServerInfo(options, kernels, *adapters, *models)),
         workers("compute", options.threads, PrepareComputeThread),
         control_pool("control", kControlThreads),
         control_plane{environment, registry, io_pool, control_pool, info, draining},
@@ -253,9 +255,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   for (const auto& [name, source] : options.load) {
     RETURN_IF_ERROR(CheckAdapterName(name, "--load"));
   }
-  ASSIGN_OR_RETURN(SourceRoots roots, SourceRoots::Open(options.adapter_roots));
+  ASSIGN_OR_RETURN(SourceRoots adapters, SourceRoots::Open(options.adapter_roots));
+  ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
   std::unique_ptr<Server> server(new Server(
-      std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(roots)))));
+      std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(adapters)),
+                              std::make_shared<const SourceRoots>(std::move(models)))));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
   server->parts_->ready = true;

@@ -22,6 +22,7 @@ struct ServerOptions {
   std::string unix_socket;  // path; empty: none
   std::string admin_address = "127.0.0.1:9464";
   std::vector<SourceRoots::Root> adapter_roots;
+  std::vector<SourceRoots::Root> model_roots;
   int64_t memory_budget_bytes = 0;
   int64_t max_message_bytes = int64_t{256} << 20;
   int64_t max_inflight_bytes = 0;
