@@ -13,15 +13,14 @@ namespace {
 absl::Status CheckExpert(const ModuleInfo& module, const ModuleSelector& selector) {
   if (module.kind != ModuleKind::kExperts) {
     if (!selector.expert) return absl::OkStatus();
-    return Error(Reason::kInvalidField,
-                 fmt::format("module {} has no experts, found expert {}", module.path,
-                             *selector.expert));
+    return Error(Reason::kInvalidField, fmt::format("module {} has no experts, found expert {}",
+                                                    module.path, *selector.expert));
   }
   if (selector.expert && *selector.expert < module.experts) return absl::OkStatus();
-  return Error(Reason::kInvalidField,
-               fmt::format("module {} needs an expert from 0 to {}, found {}", module.path,
-                           module.experts - 1,
-                           selector.expert ? std::to_string(*selector.expert) : "none"));
+  return Error(
+      Reason::kInvalidField,
+      fmt::format("module {} needs an expert from 0 to {}, found {}", module.path,
+                  module.experts - 1, selector.expert ? std::to_string(*selector.expert) : "none"));
 }
 
 }  // namespace

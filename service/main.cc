@@ -50,8 +50,8 @@ absl::StatusOr<std::string> DigestOf(const std::string& path, int threads) {
   return reader->Read(pool, Cancellation(), nullptr, problems);
 }
 
-int PrintDigest(const std::string& path) {
-  const absl::StatusOr<std::string> revision = DigestOf(path);
+int PrintDigest(const std::string& path, int threads) {
+  const absl::StatusOr<std::string> revision = DigestOf(path, threads);
   if (!revision.ok()) return Fail(revision.status());
   fmt::print("{}\n", *revision);
   return EXIT_SUCCESS;
@@ -93,7 +93,7 @@ int Main(int argc, char** argv) {
       fmt::print("{}", command->text);
       return EXIT_SUCCESS;
     case Command::Kind::kDigest:
-      return PrintDigest(command->text);
+      return PrintDigest(command->text, command->options.threads);
     default:
       return Serve(command->options);
   }

@@ -55,8 +55,9 @@ std::string Expected(const ModuleInfo& info, WeightLayout layout) {
       return fmt::format("[{}, {}, kernel of {}]", info.out_features, info.in_features,
                          info.kernel_elements);
     default:
-      return layout == WeightLayout::kOutIn ? ShapeString({info.out_features, info.in_features})
-                                            : ShapeString({info.in_features, info.out_features});
+      return layout == WeightLayout::kOutIn
+                 ? ShapeString(Shape{info.out_features, info.in_features})
+                 : ShapeString(Shape{info.in_features, info.out_features});
   }
 }
 
@@ -174,8 +175,7 @@ absl::StatusOr<MergeInput> ReadInput(const MergePlan& plan, const std::vector<Me
     if (part.info().pairs() == 0) continue;
     input.factors.push_back(part.adapter->Factors(part.module.index, part.module.pair));
     input.terms.push_back({AsMatrix(input.factors.back().lora_a),
-                           AsMatrix(input.factors.back().lora_b),
-                           part.weight * part.info().scale});
+                           AsMatrix(input.factors.back().lora_b), part.weight * part.info().scale});
     if (part.info().has_magnitude) input.options.magnitude = part.extras().magnitude_f32.data();
   }
   return input;

@@ -37,7 +37,7 @@ struct ProjectionPlan {
   std::variant<FloatTensor, IdTensor> input;
   Shape leading;  // the shape of the rows: the input's, without its last dimension unless it is ids
   int64_t rows = 0;
-  int64_t in_features = 0;  // 0: the input is ids
+  int64_t in_features = 0;        // 0: the input is ids
   std::vector<Segment> segments;  // their rows add up to `rows`
   std::vector<Module> modules;
   AdapterRefs adapters;

@@ -87,11 +87,10 @@ absl::Status CheckInput(const ProjectionPlan& plan, const ModuleInfo& info, cons
 absl::StatusOr<DoraRescale> ResolveDora(const ModuleInfo& info, const ModuleExtras& extras,
                                         bool has_base_output) {
   if (!extras.dora || !has_base_output) {
-    return Error(Reason::kBaseRequired,
-                 fmt::format("module {} is DoRA, which rescales the base model's output: {}",
-                             info.path,
-                             extras.dora ? "give base_output"
-                                         : "load the adapter with base_checkpoint"));
+    return Error(
+        Reason::kBaseRequired,
+        fmt::format("module {} is DoRA, which rescales the base model's output: {}", info.path,
+                    extras.dora ? "give base_output" : "load the adapter with base_checkpoint"));
   }
   const std::vector<float>& bias = extras.dora->base_bias;
   return DoraRescale{extras.dora->gain.data(), bias.empty() ? nullptr : bias.data()};
@@ -199,14 +198,14 @@ absl::StatusOr<std::vector<ProjectionSegment>> Segments(const ProjectionPlan& pl
       if (!term) continue;
       used[use.ref] = true;
       ++applied;
-      out.terms.push_back({term->pair, use.weight * term->factor, term->bias,
-                           term->dora ? &*term->dora : nullptr});
+      out.terms.push_back(
+          {term->pair, use.weight * term->factor, term->bias, term->dora ? &*term->dora : nullptr});
     }
     for (const AdapterRefs::Use& use : segment.uses) {
       const std::optional<ResolvedTerm>& term = resolved.by_ref[use.ref];
       if (!term) continue;
-      RETURN_IF_ERROR(CheckDora(*term, use.weight, out.terms.size(), field,
-                                plan.adapters.refs()[use.ref]));
+      RETURN_IF_ERROR(
+          CheckDora(*term, use.weight, out.terms.size(), field, plan.adapters.refs()[use.ref]));
     }
   }
   return segments;
@@ -270,8 +269,8 @@ absl::Status RunProjection(DataPlane& plane, const RpcCall& call, const Projecti
   const absl::Time parsed = absl::Now();
   metrics.Apply(ApplyStage::kParse, parsed - start);
 
-  RETURN_IF_ERROR(ApplyProjection(plane.kernels, plane.workers, plan.Input(), targets,
-                                  call.cancellation()));
+  RETURN_IF_ERROR(
+      ApplyProjection(plane.kernels, plane.workers, plan.Input(), targets, call.cancellation()));
   const absl::Time computed = absl::Now();
   metrics.Apply(ApplyStage::kCompute, computed - parsed);
 

@@ -109,7 +109,8 @@ absl::StatusOr<IdTensor> IdTensor::Read(const v1::Tensor& message, const std::st
   if (found != size.bytes) {
     return LengthError(field, tensor.shape_, dtype, "bytes of data", size.bytes, found);
   }
-  tensor.values_ = is_i32 ? IntegersOf<int32_t>(message.data()) : IntegersOf<int64_t>(message.data());
+  tensor.values_ =
+      is_i32 ? IntegersOf<int32_t>(message.data()) : IntegersOf<int64_t>(message.data());
   return tensor;
 }
 

@@ -51,9 +51,7 @@ struct ModuleInfo {
   }
   int64_t parameter_count() const { return pairs() * rank * (columns() + out_features); }
   int64_t lora_a_bytes() const { return pairs() * rank * columns() * FloatBytes(lora_a_dtype); }
-  int64_t lora_b_bytes() const {
-    return pairs() * rank * out_features * FloatBytes(lora_b_dtype);
-  }
+  int64_t lora_b_bytes() const { return pairs() * rank * out_features * FloatBytes(lora_b_dtype); }
 };
 
 // All that is known of an adapter without holding its weights.
@@ -62,10 +60,10 @@ struct AdapterManifest {
   std::string method;      // "lora", "rslora", "dora", "adalora", "vera"
   std::string base_model;  // as the config or the caller names it; may be empty
   double lora_dropout = 0;
-  int64_t file_bytes = 0;           // size of the weights file
+  int64_t file_bytes = 0;  // size of the weights file
   // By path, bytewise. Two may share a path: a pair, and behind it the weight that it is added to.
   std::vector<ModuleInfo> modules;
-  ModuleIndex index;                // over modules; of one path's two, the pair
+  ModuleIndex index;  // over modules; of one path's two, the pair
 
   int64_t parameter_count() const;
   int64_t original_parameter_count() const;         // sum of in x out

@@ -83,8 +83,8 @@ bool TensorChecks::Matrix(const SafetensorsEntry& tensor, std::string_view path,
 }
 
 bool TensorChecks::Vector(const SafetensorsEntry& tensor, std::string_view path, int64_t size) {
-  const auto longer = std::count_if(tensor.shape.begin(), tensor.shape.end(),
-                                    [](int64_t dim) { return dim != 1; });
+  const auto longer =
+      std::count_if(tensor.shape.begin(), tensor.shape.end(), [](int64_t dim) { return dim != 1; });
   const std::string expected = fmt::format("[{}]", size);
   if (!tensor.shape.empty() && longer <= 1 && ElementsOf(tensor) == size) {
     return Values(tensor, path, expected);

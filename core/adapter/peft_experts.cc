@@ -79,9 +79,8 @@ absl::StatusOr<std::vector<std::string>> TargetedParameters(
         .With("field", "target_parameters")
         .With("module", Printable(module));
   }
-  std::sort(parameters.begin(), parameters.end(), [](const auto& x, const auto& y) {
-    return RegisteredAt(x) < RegisteredAt(y);
-  });
+  std::sort(parameters.begin(), parameters.end(),
+            [](const auto& x, const auto& y) { return RegisteredAt(x) < RegisteredAt(y); });
   return parameters;
 }
 

@@ -91,10 +91,10 @@ ModuleTensors FoldTensors(PeftMethod method, const ModuleInfo& info, bool swappe
     folded.lora_b = swapped ? TransposedExpertsOfA(a, info) : ExpertsOfB(b, info, false);
     folded.lora_a = swapped ? ExpertsOfB(b, info, true) : std::move(a);
   } else if (info.pairs() > 0 && method == PeftMethod::kVera) {
-    folded.lora_a = ScaledRows(projections.a, take(TensorRole::kLambdaD), info.rank,
-                               info.in_features);
-    folded.lora_b = ScaledRows(projections.b, take(TensorRole::kLambdaB), info.out_features,
-                               info.rank);
+    folded.lora_a =
+        ScaledRows(projections.a, take(TensorRole::kLambdaD), info.rank, info.in_features);
+    folded.lora_b =
+        ScaledRows(projections.b, take(TensorRole::kLambdaB), info.out_features, info.rank);
   } else {
     if (info.pairs() > 0 && method == PeftMethod::kAdaLora) {
       a = ScaledRows(a, take(TensorRole::kLoraE), info.rank, info.in_features);

@@ -119,8 +119,8 @@ bool PairPlanner::CheckFactors(const std::string& path, const PeftPair& pair, bo
   bool usable = a != nullptr && b != nullptr;
   for (const auto& [tensor, shape] : {std::pair(a, kShapeA), std::pair(b, kShapeB)}) {
     if (tensor == nullptr) continue;
-    usable &= convolution ? checks_.Values(*tensor, path, shape)
-                          : checks_.Matrix(*tensor, path, shape);
+    usable &=
+        convolution ? checks_.Values(*tensor, path, shape) : checks_.Matrix(*tensor, path, shape);
   }
   if (!usable || (convolution && !CheckGroups(path, *a, *b))) return false;
   return checks_.Ranks(*a, *b, path);
@@ -175,8 +175,7 @@ bool PairPlanner::AddVectors(const PeftPair& pair, PlannedPart& part) {
 }
 
 std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, const PeftPair& pair) {
-  if (!checks_.Complete(pair, path,
-                        {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraE}) ||
+  if (!checks_.Complete(pair, path, {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraE}) ||
       !CheckFactors(path, pair, /*convolution=*/false)) {
     return std::nullopt;
   }
@@ -320,7 +319,7 @@ bool PairPlanner::MakeExperts(const std::string& key, PlannedPart& part) {
   const int64_t rank = ranks->front();
   if (info.rank % rank != 0) {
     SafetensorsEntry named;
-  named.name = info.lora_a_tensor;
+    named.name = info.lora_a_tensor;
     checks_.Refuse({.tensor = &named,
                     .module = key,
                     .what = "does not hold a whole number of experts",

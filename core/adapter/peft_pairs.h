@@ -53,7 +53,7 @@ class PairPlanner {
   ProblemList& problems_;
   PeftPatterns patterns_;
   absl::flat_hash_map<std::string, int64_t> kept_ranks_;  // AdaLoRA, by path
-  std::optional<bool> has_projections_;  // nullopt: not looked at yet
+  std::optional<bool> has_projections_;                   // nullopt: not looked at yet
   bool warned_of_width_ = false;
   std::string order_lost_;       // the first module that shows it; empty: none
   std::string ambiguous_alpha_;  // the same

@@ -45,8 +45,8 @@ Part PlanTokenRows(const PeftConfig& config, const std::string& path,
   }
   if (!checks.Matrix(rows, path, "[tokens, dim]")) return std::nullopt;
   if (rows.shape[0] != static_cast<int64_t>(ids->size())) {
-    return refuse(fmt::format("has {} rows, but the config has {} tokens", rows.shape[0],
-                              ids->size()));
+    return refuse(
+        fmt::format("has {} rows, but the config has {} tokens", rows.shape[0], ids->size()));
   }
   PlannedPart part = StartReplacement(path);
   part.info.in_features = rows.shape[0];

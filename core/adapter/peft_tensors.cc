@@ -150,8 +150,8 @@ class Sorter {
     if (role == TensorRole::kMagnitude && !config_.use_dora) return RefuseUnexplained(tensor);
     ++adapter_names_[key.adapter_name];
     PeftPair& pair = sorted_.pairs[{key.module, key.base_layers}];
-    pair.is_embedding |= key.kind == PeftTensorKind::kEmbeddingA ||
-                         key.kind == PeftTensorKind::kEmbeddingB;
+    pair.is_embedding |=
+        key.kind == PeftTensorKind::kEmbeddingA || key.kind == PeftTensorKind::kEmbeddingB;
     Claim(tensor, key.module, pair.tensors[static_cast<size_t>(role)]);
   }
 
@@ -171,8 +171,8 @@ class Sorter {
   void PlaceBias(const SafetensorsEntry& tensor, const PeftKey& key) {
     const bool of_adapter = key.module.find("lora_") != std::string::npos;
     const bool of_pair = sorted_.pairs.contains({key.module, 0});
-    const bool by_bias = config_.bias == PeftBias::kAll ||
-                         (config_.bias == PeftBias::kLoraOnly && of_pair);
+    const bool by_bias =
+        config_.bias == PeftBias::kAll || (config_.bias == PeftBias::kLoraOnly && of_pair);
     if (!IsSavedModule(key.module, saved_) && (of_adapter || !by_bias)) {
       return RefuseUnexplained(tensor);
     }

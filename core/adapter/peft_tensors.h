@@ -24,9 +24,7 @@ struct PeftPair {
   TensorsByRole tensors{};
   bool is_embedding = false;
 
-  const SafetensorsEntry* Get(TensorRole role) const {
-    return tensors[static_cast<size_t>(role)];
-  }
+  const SafetensorsEntry* Get(TensorRole role) const { return tensors[static_cast<size_t>(role)]; }
   // Some tensor, to name the pair by.
   const SafetensorsEntry* Any() const;
 };

@@ -33,29 +33,28 @@ void WarnOfSuspicions(const AdapterManifest& manifest,
       ++count;
     }
     if (first == nullptr) return;
-    Problem problem = Warning(
-        file, fmt::format("{} of {} modules {} (the first: {})", count, manifest.modules.size(),
-                          what, Quoted(first->path)));
+    Problem problem =
+        Warning(file, fmt::format("{} of {} modules {} (the first: {})", count,
+                                  manifest.modules.size(), what, Quoted(first->path)));
     problem.module = Printable(first->path);
     problems.Add(std::move(problem));
   };
   using Info = const ModuleInfo&;
   using Magnitudes = const ModuleMagnitudes&;
-  warn_where("have a lora_B of zeros alone: they change nothing", [](Info info, Magnitudes max) {
-    return info.pairs() > 0 && max.lora_b == 0;
-  });
+  warn_where("have a lora_B of zeros alone: they change nothing",
+             [](Info info, Magnitudes max) { return info.pairs() > 0 && max.lora_b == 0; });
   warn_where(fmt::format("have a scale above {}", kSuspiciousScale), [](Info info, Magnitudes) {
     return info.pairs() > 0 && std::abs(info.scale) > kSuspiciousScale;
   });
   warn_where("have a rank above the smaller side of their weight", [](Info info, Magnitudes) {
     return info.pairs() > 0 && info.rank > std::min(info.columns(), info.out_features);
   });
-  warn_where("hold values near the largest that F16 can hold", [](Info, Magnitudes max) {
-    return max.any > kSuspiciousMagnitude;
-  });
+  warn_where("hold values near the largest that F16 can hold",
+             [](Info, Magnitudes max) { return max.any > kSuspiciousMagnitude; });
   if (manifest.base_model.empty()) {
-    problems.Add(Warning(file, "the base model is not known: neither the config nor the request "
-                               "names it"));
+    problems.Add(Warning(file,
+                         "the base model is not known: neither the config nor the request "
+                         "names it"));
   }
 }
 

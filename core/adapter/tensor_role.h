@@ -24,8 +24,8 @@ inline constexpr size_t kTensorRoles = 9;
 // As the revision calls it.
 constexpr std::string_view RoleName(TensorRole role) {
   constexpr std::array<std::string_view, kTensorRoles> kNames = {
-      "lora_a", "lora_b", "lora_e", "lambda_b", "lambda_d", "lora_bias", "magnitude", "weight",
-      "bias"};
+      "lora_a",    "lora_b",    "lora_e", "lambda_b", "lambda_d",
+      "lora_bias", "magnitude", "weight", "bias"};
   return kNames[static_cast<size_t>(role)];
 }
 

@@ -44,9 +44,10 @@ absl::Status AdapterBuilder::Take(size_t module, ModuleTensors tensors) {
     // Experts lie one after the other.
     const MatrixView a = AsMatrix(tensors.lora_a).Rows(pair * info.rank, info.rank);
     const MatrixView b = AsMatrix(tensors.lora_b).Rows(pair * info.out_features, info.out_features);
-    ASSIGN_OR_RETURN(auto packed, info.kind == ModuleKind::kEmbedding
-                                      ? PackedPair::PackEmbedding(kernels_, a, b)
-                                      : PackedPair::Pack(kernels_, a, b, FirstForm(kernels_, info)));
+    ASSIGN_OR_RETURN(auto packed,
+                     info.kind == ModuleKind::kEmbedding
+                         ? PackedPair::PackEmbedding(kernels_, a, b)
+                         : PackedPair::Pack(kernels_, a, b, FirstForm(kernels_, info)));
     LoadedAdapter::Publish(adapter_->SlotOf(module, pair), std::move(packed));
   }
   ModuleExtras& extras = adapter_->extras_[module];

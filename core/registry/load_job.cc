@@ -58,11 +58,11 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
   const bool same_options = request.pinned == loaded.pinned && request.labels == loaded.labels;
   if (same_content && same_options) return Comparison::kSame;
   if (!request.replace) {
-    return Error(Reason::kAdapterExists,
-                 fmt::format("adapter \"{}\" is loaded with other {} (revision {}); set replace to "
-                             "swap it",
-                             request.name, same_content ? "options" : "content",
-                             current.revision()))
+    return Error(
+               Reason::kAdapterExists,
+               fmt::format("adapter \"{}\" is loaded with other {} (revision {}); set replace to "
+                           "swap it",
+                           request.name, same_content ? "options" : "content", current.revision()))
         .With("adapter", request.name)
         .With("expected", revision)
         .With("actual", current.revision());
@@ -118,8 +118,8 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
     ASSIGN_OR_RETURN(ContentDigest digest, DigestOf(*current, job, *reader));
     RETURN_IF_ERROR(CheckDigest(job.request, *reader, job.cancellation, digest));
     ASSIGN_OR_RETURN(comparison, Compare(job.request, digest.revision, *reader->manifest(),
-                                         SameBase(*current, job.request, *reader),
-                                         current->request, *current->loaded));
+                                         SameBase(*current, job.request, *reader), current->request,
+                                         *current->loaded));
     if (comparison == Comparison::kSame) return AlreadyLoaded(job);
   }
   RETURN_IF_ERROR(ClaimPublicId(job, *reader->manifest()));
@@ -275,9 +275,9 @@ bool AdapterRegistry::ValidateName(const LoadRequest& request, const ContentDige
                                    AdapterReader& reader, ProblemList& problems) const {
   bool reads_nothing = false;
   if (const std::optional<Current> current = CurrentOf(request.name)) {
-    auto comparison = Compare(request, digest.revision, *reader.manifest(),
-                              SameBase(*current, request, reader), current->request,
-                              *current->loaded);
+    auto comparison =
+        Compare(request, digest.revision, *reader.manifest(), SameBase(*current, request, reader),
+                current->request, *current->loaded);
     problems.Add(comparison.status());
     reads_nothing = comparison.ok() && *comparison != Comparison::kOtherContent;
   }

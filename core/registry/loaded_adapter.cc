@@ -103,10 +103,10 @@ PairFactors LoadedAdapter::Factors(size_t module, int64_t pair) const {
 absl::StatusOr<const PackedPair*> LoadedAdapter::Pair(size_t module, int64_t pair,
                                                       DType input) const {
   const ModuleInfo& info = manifest_->modules[module];
-  const ComputeType type = info.kind == ModuleKind::kEmbedding
-                               ? ComputeType::kF32
-                               : kernels_.ComputeTypeFor(input, info.lora_a_dtype,
-                                                         info.lora_b_dtype);
+  const ComputeType type =
+      info.kind == ModuleKind::kEmbedding
+          ? ComputeType::kF32
+          : kernels_.ComputeTypeFor(input, info.lora_a_dtype, info.lora_b_dtype);
   const auto form = static_cast<size_t>(type);
   Slot& slot = SlotOf(module, pair);
   if (const PackedPair* ready = slot.ready[form].load(std::memory_order_acquire)) return ready;

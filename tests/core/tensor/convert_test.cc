@@ -266,8 +266,8 @@ TEST(MaxMagnitudeBitsTest, AgreesWithTheFormatOnEvery16BitValue) {
     const auto bits = static_cast<uint16_t>(i);
     std::byte bytes[2];
     std::memcpy(bytes, &bits, 2);
-    for (const auto& [dtype, value] : {std::pair(DType::kF16, F16ToF32(bits)),
-                                       std::pair(DType::kBF16, BF16ToF32(bits))}) {
+    for (const auto& [dtype, value] :
+         {std::pair(DType::kF16, F16ToF32(bits)), std::pair(DType::kBF16, BF16ToF32(bits))}) {
       const float max = MaxMagnitude(dtype, bytes, 1);
       ASSERT_TRUE(std::isnan(value) ? std::isnan(max) : max == std::abs(value)) << i;
     }
