@@ -117,7 +117,8 @@ std::optional<std::vector<int64_t>> ConfigFields::Integers(std::string_view key,
   }
   if (valid) return numbers;
   Malformed(
-      key, fmt::format("a list of at most {} whole numbers from {} to {}", most_numbers, least, most),
+      key,
+      fmt::format("a list of at most {} whole numbers from {} to {}", most_numbers, least, most),
       value);
   return std::nullopt;
 }

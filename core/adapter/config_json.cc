@@ -35,8 +35,7 @@ class LimitChecker {
     // The first bytes of what Python's json.dumps writes for numbers that are none.
     const bool not_finite = token.ends_with('N') || token.ends_with('I');
     return Fail(fmt::format("not JSON: {} at byte {} is not expected there{}", Quoted(token),
-                            position,
-                            not_finite ? " (NaN and Infinity are no JSON numbers)" : ""));
+                            position, not_finite ? " (NaN and Infinity are no JSON numbers)" : ""));
   }
 
  private:

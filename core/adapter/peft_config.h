@@ -96,8 +96,8 @@ struct PeftConfig {
 
 // Adds what is wrong to `problems`: MALFORMED_CONFIG for JSON, types and values,
 // UNSUPPORTED_ADAPTER for methods and switches that change the arithmetic and are not implemented.
-// nullopt when the tensors of the weights file cannot be judged by it at all (no JSON, or a peft_type that is not
-// read).
+// nullopt when the tensors of the weights file cannot be judged by it at all (no JSON, or a
+// peft_type that is not read).
 std::optional<PeftConfig> ParsePeftConfig(std::string_view text, std::string file,
                                           ProblemList& problems);
 

@@ -34,11 +34,10 @@ void ReadLoraInit(ConfigFields& fields) {
   // A converted LoRA-GA says true, as all that were converted.
   const bool convertible = value == "olora" || value == "lora_ga" || value.starts_with("pissa") ||
                            value.starts_with("corda");
-  fields.Unsupported("init_lora_weights",
-                     fmt::format("init_lora_weights {} {}", Shown(*init),
-                                 convertible          ? kUnconverted
-                                 : value == "loftq" ? kQuantizedBase
-                                                      : "is not known"));
+  fields.Unsupported("init_lora_weights", fmt::format("init_lora_weights {} {}", Shown(*init),
+                                                      convertible        ? kUnconverted
+                                                      : value == "loftq" ? kQuantizedBase
+                                                                         : "is not known"));
 }
 
 // AdaLoRA has one initialisation, which PEFT runs for any value but false.
@@ -81,9 +80,10 @@ void ReadTokensOf(ConfigFields& fields, std::string_view key, std::string_view l
   if (!ids) return;
   left -= ids->size();
   if (HasDuplicates(*ids)) {
-    return fields.Refuse(Reason::kMalformedConfig, key,
-                         fmt::format("{} names a token twice: which of its rows counts is not known",
-                                     Printable(key)));
+    return fields.Refuse(
+        Reason::kMalformedConfig, key,
+        fmt::format("{} names a token twice: which of its rows counts is not known",
+                    Printable(key)));
   }
   tokens.layers.emplace_back(layer, *std::move(ids));
 }
@@ -138,9 +138,10 @@ void ReadReplication(ConfigFields& fields, PeftConfig& config) {
 }
 
 void Forbid(ConfigFields& fields, std::string_view key, std::string_view other) {
-  fields.Refuse(Reason::kMalformedConfig, key,
-                fmt::format("{} does not go with {}: PEFT neither trains nor loads the two together",
-                            key, other));
+  fields.Refuse(
+      Reason::kMalformedConfig, key,
+      fmt::format("{} does not go with {}: PEFT neither trains nor loads the two together", key,
+                  other));
 }
 
 // lora/config.py, __post_init__; lora/layer.py, ParamWrapper.

@@ -59,7 +59,8 @@ constexpr RefusedMethod kRefusedMethods[] = {
     {"SUPERTUNING", "its delta is sparse, with or without a pair beside it"},
     {"TINYLORA", "its delta needs the SVD of the base weight and random projections", true},
     {"TRAINABLE_TOKENS",
-     "it replaces rows of an embedding and has no pairs; LORA with trainable_token_indices is read"},
+     "it replaces rows of an embedding and has no pairs; LORA with trainable_token_indices is "
+     "read"},
     {"UNILORA", "its factors are random projections of one vector for all layers", true},
     {"VBLORA", "its factors are mixtures of a vector bank for all layers", true},
     {"WAVEFT", "its delta is a wavelet transform of sparse coefficients", true},

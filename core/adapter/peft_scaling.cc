@@ -29,9 +29,10 @@ std::optional<double> ReadAlpha(ConfigFields& fields, std::string_view key, cons
 
 // nullopt when one of the numbers was refused: which pattern is the first is not known then.
 template <typename Number>
-std::optional<ModulePatterns<Number>> ReadPatterns(
-    ConfigFields& fields, std::string_view key,
-    std::optional<Number> (*read)(ConfigFields&, std::string_view, const Json&)) {
+std::optional<ModulePatterns<Number>> ReadPatterns(ConfigFields& fields, std::string_view key,
+                                                   std::optional<Number> (*read)(ConfigFields&,
+                                                                                 std::string_view,
+                                                                                 const Json&)) {
   ModulePatterns<Number> patterns;
   const Json* value = fields.Find(key);
   if (value == nullptr) return patterns;
@@ -128,10 +129,11 @@ void ResolveAdaLoraAlpha(ConfigFields& fields, PeftConfig& config) {
     config.lora_alpha = static_cast<double>(*config.r);
     return;
   }
-  fields.Unsupported("lora_alpha",
-                     "lora_alpha is not above 0 and stands for the rank, which is init_r when PEFT "
-                     "trains and what rank_pattern leaves of it when PEFT loads: which one is meant "
-                     "is not known");
+  fields.Unsupported(
+      "lora_alpha",
+      "lora_alpha is not above 0 and stands for the rank, which is init_r when PEFT "
+      "trains and what rank_pattern leaves of it when PEFT loads: which one is meant "
+      "is not known");
 }
 
 void ReadAdaLora(ConfigFields& fields, PeftConfig& config) {

@@ -66,7 +66,8 @@ constexpr Expected kExpected[] = {
     {"MetaMathQA__experiments__peanut__llama-3.2-3B-rank32-relu-depth0-s2.0", "peft_type"},
     {"MetaMathQA__experiments__prefixtuning__llama-3.2-3B-lr_0.001", "peft_type"},
     {"MetaMathQA__experiments__prefixtuning__llama-3.2-3B-lr_0.005_zero_init", "peft_type"},
-    {"MetaMathQA__experiments__prefixtuning__llama-3.2-3B-tokens50-init_prefix-lr_0.005", "peft_type"},
+    {"MetaMathQA__experiments__prefixtuning__llama-3.2-3B-tokens50-init_prefix-lr_0.005",
+     "peft_type"},
     {"MetaMathQA__experiments__prompt_tuning__llama-3.2-3B-lr_0.001", "peft_type"},
     {"MetaMathQA__experiments__prompt_tuning__llama-3.2-3B-sample_vocab-lr_0.001", "peft_type"},
     {"MetaMathQA__experiments__psoft__llama-3.2-3B-default", "peft_type"},
@@ -125,9 +126,7 @@ constexpr Expected kExpected[] = {
     {"text_generation_benchmark__experiments__lora__lora_r8", ""},
 };
 
-std::filesystem::path Folder() {
-  return std::filesystem::path(ADAPTERD_FIXTURES) / "peft-configs";
-}
+std::filesystem::path Folder() { return std::filesystem::path(ADAPTERD_FIXTURES) / "peft-configs"; }
 
 std::string TypeOf(std::string_view text) {
   return ParseConfigJson(text)->find("peft_type")->get<std::string>();

@@ -86,8 +86,9 @@ TEST(PeftConfigMethodsTest, WhatAdaLoraIgnoresIsAWarning) {
   const auto config =
       Parse("ADALORA", R"("use_rslora": true, "alpha_pattern": {"q": 3})", problems);
   EXPECT_FALSE(problems.has_errors());
-  EXPECT_THAT(problems.warnings(), ElementsAre(HasSubstr("use_rslora is set, which AdaLoRA ignores"),
-                                               HasSubstr("alpha_pattern is set")));
+  EXPECT_THAT(problems.warnings(),
+              ElementsAre(HasSubstr("use_rslora is set, which AdaLoRA ignores"),
+                          HasSubstr("alpha_pattern is set")));
   EXPECT_FALSE(config->use_rslora);
   EXPECT_THAT(config->alpha_pattern, Optional(IsEmpty()));
 }

@@ -75,12 +75,11 @@ TEST(PeftConfigTest, ReadsWhatIsThere) {
 
 TEST(PeftConfigTest, ReadsWhatTheFileHoldsBesideThePairs) {
   ProblemList problems;
-  const auto config =
-      Parse(Json(R"("use_dora": true, "bias": "all", "fan_in_fan_out": true,
+  const auto config = Parse(Json(R"("use_dora": true, "bias": "all", "fan_in_fan_out": true,
                     "modules_to_save": ["score", "lm_head"],
                     "trainable_token_indices": {"z": [3, 1, 7], "a.b": []},
                     "layer_replication": [[0, 2], [1, 99999]])"),
-            problems);
+                            problems);
   EXPECT_THAT(problems.items(), IsEmpty());
   ASSERT_TRUE(config.has_value());
   EXPECT_EQ(config->method, PeftMethod::kLora);
@@ -105,8 +104,7 @@ TEST(PeftConfigTest, ReadsBiasesParametersAndTokensOfTheInputEmbedding) {
   EXPECT_TRUE(biased->lora_bias);
   EXPECT_EQ(biased->bias, PeftBias::kLoraOnly);
   EXPECT_TRUE(biased->trained_tokens.of_input_embedding);
-  EXPECT_THAT(biased->trained_tokens.layers,
-              ElementsAre(Pair("embed_tokens", ElementsAre(9, 0))));
+  EXPECT_THAT(biased->trained_tokens.layers, ElementsAre(Pair("embed_tokens", ElementsAre(9, 0))));
   const auto experts = Parse(Json(R"("target_parameters": ["experts.gate_up_proj"])"), problems);
   EXPECT_THAT(experts->target_parameters, ElementsAre("experts.gate_up_proj"));
   EXPECT_THAT(problems.items(), IsEmpty());
@@ -304,7 +302,8 @@ TEST(PeftConfigTest, SwitchesThatAreNotImplementedAreRefused) {
   const std::vector<BadCase> cases = {
       {R"("bias": "other")", unsupported, "bias", "not known"},
       {R"("bias": "vera_only")", unsupported, "bias", "not known"},
-      {R"("alora_invocation_tokens": [5])", unsupported, "alora_invocation_tokens", "tokens are not known"},
+      {R"("alora_invocation_tokens": [5])", unsupported, "alora_invocation_tokens",
+       "tokens are not known"},
       {R"("use_qalora": true)", unsupported, "use_qalora"},
       {R"("arrow_config": {"top_k": 3})", unsupported, "arrow_config", "load those by themselves"},
       {R"("use_bdlora": {"nblocks": 2})", unsupported, "use_bdlora"},
@@ -457,8 +456,8 @@ TEST(PeftConfigTest, LongListsAreRefusedByTheirKey) {
 
 TEST(PeftConfigTest, HostileNamesAreQuotedAndCut) {
   ProblemList problems;
-  Parse(Json("\"" + std::string(100'000, 'k') + "\": 1, \"\\u0000\\n\": \"" +
-             std::string(100'000, 'v') + "\""),
+  Parse(Json(fmt::format(R"("{}": 1, "\u0000\n": "{}")", std::string(100'000, 'k'),
+                         std::string(100'000, 'v'))),
         problems);
   ASSERT_EQ(problems.items().size(), 2u);
   for (const Problem& problem : problems.items()) {
