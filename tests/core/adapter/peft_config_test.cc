@@ -110,7 +110,8 @@ TEST(PeftConfigTest, ReadsBiasesParametersAndTokensOfTheInputEmbedding) {
   EXPECT_THAT(problems.items(), IsEmpty());
 }
 
-// Without parameters, no targets at all are an error; null is what only a base model could resolve.
+// Without parameters, no targets at all are an error, but in the config of a training to come:
+// there null is a list that the base model decides.
 TEST(PeftConfigTest, TargetsThatAreNotNamed) {
   struct Case {
     std::string keys;
@@ -119,7 +120,13 @@ TEST(PeftConfigTest, TargetsThatAreNotNamed) {
     bool any;
   };
   const std::vector<Case> cases = {
-      {R"("target_modules": null)", false, true, true},
+      {R"("target_modules": null, "inference_mode": false)", false, true, true},
+      {R"("target_modules": null)", true, false, false},
+      {R"("target_modules": null, "inference_mode": true)", true, false, false},
+      {R"("target_modules": null, "inference_mode": null)", true, false, false},
+      {R"("target_modules": null, "inference_mode": 0)", true, false, false},
+      {R"("target_modules": [], "inference_mode": false)", true, false, false},
+      {R"("inference_mode": false)", true, false, false},
       {R"("target_modules": [])", true, false, false},
       {R"("target_modules": "")", true, false, false},
       {R"("x": 0)", true, false, false},
