@@ -16,7 +16,7 @@ using ConfigJson = nlohmann::ordered_json;
 
 // PEFT's own configs nest three deep.
 inline constexpr int kMaxConfigDepth = 64;
-// Ordered objects are searched from end to end: this many keys cost a second.
+// Ordered objects are searched from end to end: this many keys cost up to two seconds.
 inline constexpr size_t kMaxConfigKeys = 20'000;
 // Of a few bytes of text each, but of some 50 in memory. The masks of AdaLoRA have a value a rank.
 inline constexpr size_t kMaxConfigValues = 1'000'000;

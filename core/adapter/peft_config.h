@@ -25,9 +25,9 @@ inline constexpr int64_t kMaxRank = 1'000'000;
 // A factor of 10^12 is no adapter: real alphas are below some thousands. The arithmetic is in F32,
 // whose numbers end at 3 * 10^38, and products have to stay below that.
 inline constexpr double kMaxAlpha = 1e12;
-// Above every vocabulary there is, whose ids fit in 32 bits.
+// Vocabularies have some 10^5 entries; ids of more than 32 bits are none.
 inline constexpr int64_t kMaxTokenId = (int64_t{1} << 31) - 1;
-inline constexpr size_t kMaxTrainedTokens = 1'000'000;
+inline constexpr size_t kMaxTrainedTokens = 500'000;  // of all layers together
 // The deepest models have some hundred layers.
 inline constexpr int64_t kMaxReplicatedLayers = 100'000;
 

@@ -29,8 +29,9 @@ bool ReadExcluded(ConfigFields& fields, PeftConfig& config) {
   const Json* exclude = fields.Find("exclude_modules");
   if (exclude == nullptr) return true;
   auto names = Names(fields, "exclude_modules", *exclude);
-  if (names) config.exclude_modules = *std::move(names);
-  return names.has_value();
+  if (!names) return false;
+  config.exclude_modules = *std::move(names);
+  return true;
 }
 
 bool HasParameters(ConfigFields& fields, const PeftConfig& config) {
@@ -39,18 +40,21 @@ bool HasParameters(ConfigFields& fields, const PeftConfig& config) {
   return parameters != nullptr && IsTruthy(*parameters);
 }
 
-// PEFT writes the list that it resolved into the file, so that null means: not saved by PEFT, or
-// before its training. A file without the key at all says nothing and is refused.
+// Null stands for PEFT's list for the type of the base model. PEFT writes the resolved list, and
+// inference_mode true, into every adapter that it saves: only the config of a training to come has
+// null and false. In any other, and without the key, targets are missing.
 std::optional<ModuleNames> NoTargets(ConfigFields& fields, bool is_null) {
-  if (!is_null) {
+  const Json* inference_mode = fields.Find("inference_mode");
+  if (!is_null || inference_mode == nullptr || *inference_mode != false) {
     fields.Refuse(Reason::kMalformedConfig, "target_modules",
                   "target_modules is missing: which modules the adapter changes is not known",
-                  "a string or a list of strings", "nothing");
+                  "a string or a list of strings", is_null ? "null" : "nothing");
     return std::nullopt;
   }
   fields.Warn("target_modules",
-              "target_modules is null, which stands for a list that depends on the type of the "
-              "base model: every module that has tensors is taken as targeted");
+              "target_modules is null, as in the config of a training to come, and stands for a "
+              "list that depends on the type of the base model: every module that has tensors is "
+              "taken as targeted");
   ModuleNames any;
   any.any = true;
   return any;

@@ -124,6 +124,23 @@ TEST(PeftPatternsTest, BadPatternsAreReportedOnceAndAnswerNothing) {
   }
 }
 
+TEST(PeftPatternsTest, NullTargetsAreEveryModuleOrWithParametersNone) {
+  ProblemList problems;
+  const PeftConfig any = Parse(R"({"peft_type": "LORA", "target_modules": null,
+      "inference_mode": false, "exclude_modules": ["lm_head"], "layers_to_transform": [1]})",
+                               problems);
+  PeftPatterns every_module(any, problems);
+  EXPECT_THAT(every_module.IsTargeted("model.layers.0.q"), Optional(true));
+  EXPECT_THAT(every_module.IsTargeted("lm_head"), Optional(false));
+  const PeftConfig none = Parse(R"({"peft_type": "LORA", "target_modules": null,
+      "inference_mode": false, "target_parameters": ["experts.w"]})",
+                                problems);
+  PeftPatterns no_module(none, problems);
+  EXPECT_THAT(no_module.IsTargeted("model.layers.0.q"), Optional(false));
+  EXPECT_THAT(no_module.IsTargeted("experts.w"), Optional(false));
+  EXPECT_FALSE(problems.has_errors());
+}
+
 TEST(PeftPatternsTest, CatastrophicPatternsAreReportedOnce) {
   ProblemList problems;
   const PeftConfig config = Parse(R"({"peft_type": "LORA", "target_modules": "(a+)+\\.x",
