@@ -29,7 +29,7 @@ struct MergeTerm {
 // Weights that an adapter brings instead of the base model's; terms are added to them.
 struct MergeReplacement {
   MatrixView weight;             // [rows, the weight's columns]
-  std::span<const int64_t> ids;  // whose rows these are, distinct; empty: all rows, in order
+  std::span<const int64_t> ids;  // the rows that these replace, distinct; empty: all, in order
 };
 
 // Of one merge. The delta of an element is what the merge adds to `weight`, before rounding.
@@ -63,7 +63,7 @@ struct MergeOptions {
 // NON_FINITE_RESULT when a finite weight becomes infinite or NaN, unless allowed; `merged` is then
 // undefined. That is what a row without a norm becomes: see DoraGains.
 //
-// REQUIRES: shapes agree with the layout; dtypes are compute floats; `merged` is the memory of
+// REQUIRES: shapes agree with the layout; ids are rows of the weight; dtypes are compute floats; `merged` is the memory of
 // `weight`, when they have one dtype, or overlaps neither it nor the replacement. With a magnitude:
 // exactly one term, and a replacement of all rows or of none.
 // Threads and cancellation: as ApplyProjection.

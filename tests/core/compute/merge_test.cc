@@ -4,72 +4,32 @@
 #include <limits>
 #include <thread>
 
-#include "tests/core/compute/projection_fixture.h"
+#include "tests/core/compute/merge_fixture.h"
 
 namespace adapterd {
 namespace {
 
 class MergeTest : public ::testing::Test {
  protected:
-  static std::vector<MergeTerm> Terms(const TestTerms& pairs) {
-    std::vector<MergeTerm> terms;
-    for (const TestPair* pair : pairs) {
-      terms.push_back({pair->a.view(), pair->b.view(), pair->factor});
-    }
-    return terms;
-  }
-
-  static std::vector<double> Delta(const TestTerms& pairs, int64_t out, int64_t in) {
-    std::vector<ReferenceTerm> terms;
-    for (const TestPair* pair : pairs) {
-      terms.push_back({pair->a.view(), pair->b.view(), pair->factor});
-    }
-    return ReferenceWeightDelta(terms, out, in);
-  }
-
   absl::StatusOr<MergeStats> Merge(const TestMatrix& weight, const TestTerms& pairs,
                                    const MergeOptions& options, TestMatrix& merged,
                                    int threads = 2) {
     ThreadPool pool("compute", threads, PrepareComputeThread);
-    return MergeWeight(SharedKernels(), pool, weight.view(), Terms(pairs), options,
+    return MergeWeight(SharedKernels(), pool, weight.view(), MergeTerms(pairs), options,
                        merged.mutable_view(), cancellation_);
   }
 
   void ExpectRight(DType weight_type, const TestTerms& pairs, int64_t out, int64_t in,
                    WeightLayout layout, int64_t offset = 0) {
-    SCOPED_TRACE(testing::Message()
-                 << DTypeName(weight_type) << " out " << out << " in " << in << " terms "
-                 << pairs.size() << (layout == WeightLayout::kInOut ? " InOut" : " OutIn"));
-    const bool out_in = layout == WeightLayout::kOutIn;
-    const auto weight =
-        TestMatrix::Random(weight_type, out_in ? out : in, out_in ? in : out, 99, 1, offset);
+    SCOPED_TRACE(testing::Message() << DTypeName(weight_type) << " out " << out << " in " << in
+                                    << " terms " << pairs.size() << " " << LayoutName(layout));
+    const TestMatrix weight = RandomWeight(weight_type, {in, 0, out}, layout, 99, offset);
     TestMatrix merged(weight_type, weight.view().rows, weight.view().cols, offset);
     ASSERT_THAT(Merge(weight, pairs, {layout}, merged), IsOk());
     TestMatrix in_place = weight;
     ASSERT_THAT(Merge(in_place, pairs, {layout}, in_place), IsOk());
     EXPECT_TRUE(in_place == merged);
-    const std::vector<double> delta = Delta(pairs, out, in);
-    std::vector<TestPair> absolute;
-    TestTerms absolute_pairs;
-    int64_t roundings = 4;
-    for (const TestPair* pair : pairs) {
-      absolute.push_back(pair->Abs());
-      roundings += pair->a.view().rows;
-    }
-    for (const TestPair& pair : absolute) absolute_pairs.push_back(&pair);
-    const std::vector<double> magnitude = Delta(absolute_pairs, out, in);
-    for (int64_t o = 0; o < out; ++o) {
-      for (int64_t i = 0; i < in; ++i) {
-        const int64_t row = out_in ? o : i;
-        const int64_t col = out_in ? i : o;
-        const double w = weight.At(row, col);
-        const Summation sum = {.exact = w + delta[o * in + i],
-                               .magnitude = std::abs(w) + magnitude[o * in + i],
-                               .roundings = roundings,
-                               .output = weight_type};
-        ASSERT_NEAR(merged.At(row, col), sum.exact, Tolerance(sum)) << o << ", " << i;
-      }
-    }
+    ExpectNear(merged, ExpectedSum(weight, layout, pairs));
   }
 
   Cancellation cancellation_;

@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "core/base/checked_math.h"
 #include "tests/core/compute/projection_fixture.h"
 
 namespace adapterd {
@@ -66,6 +67,118 @@ TEST(PackedPairTest, NoShapeFallsBackToReferenceLoops) {
       ASSERT_THAT(PackedPair::Pack(kernels, a.view(), b.view(), type), IsOk());
       EXPECT_THAT(kernels.SlowMatmuls(), testing::IsEmpty()) << "rank " << rank;
     }
+  }
+}
+
+Tensor Copy(const TestMatrix& matrix) {
+  AlignedBuffer buffer(matrix.bytes());
+  std::memcpy(buffer.data(), matrix.data(), matrix.bytes());
+  return {matrix.dtype(), {matrix.view().rows, matrix.view().cols}, std::move(buffer)};
+}
+
+void ExpectSame(const Tensor& actual, const Tensor& expected) {
+  EXPECT_EQ(actual.dtype(), expected.dtype());
+  EXPECT_EQ(actual.shape(), expected.shape());
+  EXPECT_TRUE(std::ranges::equal(actual.bytes(), expected.bytes()));
+}
+
+// The factors, and what unpacking them to other types should give.
+void ExpectUnpacks(const PackedPair& packed, const TestPair& pair) {
+  SCOPED_TRACE(testing::Message() << DTypeName(pair.a.dtype()) << " " << DTypeName(pair.b.dtype())
+                                  << " in " << packed.shape().in_features << " rank "
+                                  << packed.shape().rank << " out " << packed.shape().out_features
+                                  << (packed.is_embedding() ? " embedding" : ""));
+  for (const DType to : kFloatTypes) {
+    for (const TestMatrix* factor : {&pair.a, &pair.b}) {
+      TestMatrix expected(to, factor->view().rows, factor->view().cols);
+      for (int64_t row = 0; row < factor->view().rows; ++row) {
+        for (int64_t col = 0; col < factor->view().cols; ++col) {
+          expected.Set(row, col, factor->At(row, col));
+        }
+      }
+      ExpectSame(factor == &pair.a ? packed.UnpackA(to) : packed.UnpackB(to), Copy(expected));
+    }
+  }
+}
+
+TEST(PackedPairTest, UnpacksWhatWasPackedBitForBit) {
+  uint32_t seed = 1;
+  for (const DType a : kFloatTypes) {
+    for (const DType b : kFloatTypes) {
+      for (const int64_t in : {1, 2, 17, 300}) {
+        for (const int64_t rank : {1, 2, 3, 8, 9, 16, 24, 33, 64, 65, 100, 300}) {
+          for (const int64_t out : {1, 15, 64, 130}) {
+            const TestPair pair(a, b, {in, rank, out}, seed += 10);
+            ExpectUnpacks(*pair.Pack(DType::kF32), pair);
+            ExpectUnpacks(*pair.Pack(DType::kBF16), pair);
+            ASSERT_OK_AND_ASSIGN(
+                const auto embedding,
+                PackedPair::PackEmbedding(SharedKernels(), pair.a.view(), pair.b.view()));
+            ExpectUnpacks(*embedding, pair);
+            if (testing::Test::HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedPairTest, UnpacksMatricesOfSeveralChunks) {
+  for (const DType type : kFloatTypes) {
+    for (const int64_t rank : {4, 16}) {
+      const TestPair pair(type, type, {5000, rank, 9001}, 5);
+      ExpectUnpacks(*pair.Pack(type), pair);
+    }
+  }
+}
+
+TEST(PackedPairTest, UnpacksEveryFiniteValueOf16Bits) {
+  for (const DType type : {DType::kF16, DType::kBF16}) {
+    TestPair pair(type, type, {256, 256, 256}, 5);
+    for (int64_t i = 0; i < 1 << 16; ++i) {
+      for (TestMatrix* factor : {&pair.a, &pair.b}) {
+        factor->SetBits(i / 256, i % 256, static_cast<uint16_t>(i));
+        if (!std::isfinite(factor->At(i / 256, i % 256))) factor->Set(i / 256, i % 256, 1);
+      }
+    }
+    for (const DType input : {DType::kF32, type}) {
+      const auto packed = pair.Pack(input);
+      ExpectSame(packed->UnpackA(type), Copy(pair.a));
+      ExpectSame(packed->UnpackB(type), Copy(pair.b));
+    }
+  }
+}
+
+TEST(PackedPairTest, AnEmbeddingHoldsExactlyTheBytesThatWerePromised) {
+  for (const DType a : kFloatTypes) {
+    for (const int64_t rank : {1, 3, 8, 16, 33}) {
+      for (const int64_t out : {1, 64, 5000}) {
+        const PairShape shape = {1000, rank, out};
+        const TestPair pair(a, DType::kBF16, shape, 1);
+        ASSERT_OK_AND_ASSIGN(const auto packed, PackedPair::PackEmbedding(
+                                                    SharedKernels(), pair.a.view(), pair.b.view()));
+        ASSERT_OK_AND_ASSIGN(const int64_t promised,
+                             PackedPair::EmbeddingBytesFor(SharedKernels(), shape, a));
+        EXPECT_EQ(packed->bytes(), promised);
+        EXPECT_EQ(packed->shape(), shape);
+        EXPECT_TRUE(packed->is_embedding());
+        EXPECT_FALSE(pair.Pack(a)->is_embedding());
+        // A takes no more than it does in its file.
+        EXPECT_LE(promised,
+                  pair.a.bytes() + 4 * RoundUp(rank, int64_t{16}) * RoundUp(out, int64_t{64}));
+      }
+    }
+  }
+}
+
+TEST(PackedPairTest, RefusesEmbeddingsThatDoNotFit) {
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+  for (const PairShape& shape :
+       {PairShape{kMax, 1, 1}, PairShape{1, kMax, 1}, PairShape{1, 1, kMax},
+        PairShape{int64_t{1} << 31, (int64_t{1} << 31) - 1, 1},
+        PairShape{1, (int64_t{1} << 31) - 1, (int64_t{1} << 31) - 1}}) {
+    EXPECT_THAT(PackedPair::EmbeddingBytesFor(SharedKernels(), shape, DType::kF32),
+                HasReason(Reason::kShapeMismatch));
   }
 }
 
