@@ -43,8 +43,7 @@ absl::StatusOr<std::unique_ptr<FileFloor>> FileFloor::Open(const std::filesystem
 }
 
 absl::Status FileFloor::Map() {
-  void* memory =
-      mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return absl::ErrnoToStatus(errno, "mmap");
   fresh_ = {static_cast<std::byte*>(memory), static_cast<size_t>(bytes())};
   return absl::OkStatus();
@@ -72,9 +71,8 @@ absl::Status FileFloor::Read() {
 
 absl::Status FileFloor::ReadOn(ThreadPool& pool) {
   RETURN_IF_ERROR(Map());
-  return ForParts(pool, bytes(), [this](int64_t begin, int64_t end) {
-    return ReadPart(begin, end);
-  });
+  return ForParts(pool, bytes(),
+                  [this](int64_t begin, int64_t end) { return ReadPart(begin, end); });
 }
 
 absl::Status FileFloor::DigestOn(ThreadPool& pool) const {

@@ -46,18 +46,16 @@ absl::Status Loader::Load() {
   LoadRequest request;
   request.name = kName;
   request.source.source = source_;
-  return Wait<LoadResult>([&](auto done) {
-           return registry_.Load(std::move(request), std::move(done));
-         })
+  return Wait<LoadResult>(
+             [&](auto done) { return registry_.Load(std::move(request), std::move(done)); })
       .status();
 }
 
 absl::Status Loader::Unload() {
   UnloadRequest request;
   request.name = kName;
-  return Wait<UnloadResult>([&](auto done) {
-           return registry_.Unload(std::move(request), std::move(done));
-         })
+  return Wait<UnloadResult>(
+             [&](auto done) { return registry_.Unload(std::move(request), std::move(done)); })
       .status();
 }
 

@@ -24,15 +24,10 @@ SafetensorsTensor Named(std::string_view path, std::string_view factor, const Te
 }
 
 std::string Config(int64_t rank, double alpha, const std::set<std::string>& targets) {
-  const nlohmann::ordered_json config = {{"peft_type", "LORA"},
-                                         {"task_type", "CAUSAL_LM"},
-                                         {"base_model_name_or_path", "bench/model"},
-                                         {"r", rank},
-                                         {"lora_alpha", alpha},
-                                         {"lora_dropout", 0.0},
-                                         {"bias", "none"},
-                                         {"fan_in_fan_out", false},
-                                         {"target_modules", targets}};
+  const nlohmann::ordered_json config = {
+      {"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", "bench/model"},
+      {"r", rank},           {"lora_alpha", alpha},      {"lora_dropout", 0.0},
+      {"bias", "none"},      {"fan_in_fan_out", false},  {"target_modules", targets}};
   return config.dump();
 }
 

@@ -35,9 +35,7 @@ struct MemoryRow {
   int64_t reference_bytes = 0;
   std::optional<double> bar;  // the largest ratio that is good enough
 
-  double ratio() const {
-    return static_cast<double>(bytes) / static_cast<double>(reference_bytes);
-  }
+  double ratio() const { return static_cast<double>(bytes) / static_cast<double>(reference_bytes); }
   bool holds() const { return !bar || ratio() <= *bar; }
 };
 

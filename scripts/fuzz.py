@@ -21,9 +21,15 @@ import sys
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 TESTS = REPOSITORY / "tests"
 FIXTURES = TESTS / "fixtures"
-TARGETS = ("safetensors", "peft_config", "peft_key", "peft_pattern", "peft_open")
 # Above this an input is slow and teaches nothing that a smaller one does not.
-MAX_INPUT_BYTES = 1 << 16
+MAX_INPUT_BYTES = {
+    "safetensors": 1 << 15,
+    "peft_config": 1 << 15,
+    "peft_key": 1 << 9,
+    "peft_pattern": 1 << 10,
+    "peft_open": 1 << 15,
+}
+TARGETS = tuple(MAX_INPUT_BYTES)
 MAX_MEGABYTES = 2048
 # One input; a match of patterns may take seconds under the sanitizers before its limit ends it.
 MAX_INPUT_SECONDS = 60
@@ -74,7 +80,7 @@ def write_seeds(target, folder):
     folder.mkdir(parents=True)
     stored = sorted((TESTS / "regressions" / target).iterdir())
     inputs = seeds_of(target) + [file.read_bytes() for file in stored]
-    kept = {content for content in inputs if len(content) <= MAX_INPUT_BYTES}
+    kept = {content for content in inputs if len(content) <= MAX_INPUT_BYTES[target]}
     if not kept:
         raise SystemExit(f"fuzz: no seeds for {target}")
     for number, content in enumerate(sorted(kept)):
@@ -116,7 +122,7 @@ def run(target, build, seconds, seed, fresh):
         build / "bin" / f"fuzz_{target}",
         f"-max_total_time={seconds}",
         f"-seed={seed}",
-        f"-max_len={MAX_INPUT_BYTES}",
+        f"-max_len={MAX_INPUT_BYTES[target]}",
         f"-timeout={MAX_INPUT_SECONDS}",
         f"-rss_limit_mb={MAX_MEGABYTES}",
         f"-artifact_prefix={findings}/",

@@ -1,9 +1,10 @@
-#include "core/adapter/peft_keys.h"
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <string>
 #include <vector>
 
+#include "core/adapter/peft_keys.h"
 #include "tests/fuzz/property.h"
 #include "tests/fuzz/target.h"
 
@@ -36,10 +37,11 @@ bool IsRejoinable(PeftTensorKind kind) {
 
 // The name as PEFT would write it.
 std::string Join(const PeftKey& key) {
-  std::string name = "base_model.model." + key.module;
-  name += key.kind == PeftTensorKind::kLoraA ? ".lora_A" : ".lora_B";
-  if (!key.adapter_name.empty()) name += "." + key.adapter_name;
-  return name + (key.kind == PeftTensorKind::kLoraBias ? ".bias" : ".weight");
+  const bool is_bias = key.kind == PeftTensorKind::kLoraBias;
+  return fmt::format("base_model.model.{}.{}{}{}.{}", key.module,
+                     key.kind == PeftTensorKind::kLoraA ? "lora_A" : "lora_B",
+                     key.adapter_name.empty() ? "" : ".", key.adapter_name,
+                     is_bias ? "bias" : "weight");
 }
 
 void RequireSame(const PeftKey& key, const PeftKey& again, std::string_view property) {

@@ -101,10 +101,10 @@ void Run(std::string_view input) {
       Note(kPeftOpen, kPlanned);
     }
   }
-  RequireGoodProblems(kPeftOpen, problems,
-                      {Reason::kMalformedConfig, Reason::kUnsupportedAdapter,
-                       Reason::kMalformedTensorFile, Reason::kUnsupportedDtype,
-                       Reason::kInvalidAdapter});
+  RequireGoodProblems(
+      kPeftOpen, problems,
+      {Reason::kMalformedConfig, Reason::kUnsupportedAdapter, Reason::kMalformedTensorFile,
+       Reason::kUnsupportedDtype, Reason::kInvalidAdapter});
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
-#include "core/adapter/peft_patterns.h"
-
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "core/adapter/peft_patterns.h"
 #include "core/adapter/python_regex.h"
 #include "tests/fuzz/property.h"
 #include "tests/fuzz/target.h"
@@ -113,8 +112,9 @@ void AskPatterns(const std::vector<std::string_view>& parts) {
     const auto alphas = patterns.AlphasOf(parts[i]);
     if (!targeted || !ranks) Require(problems.has_errors(), "what cannot be known has its reason");
     if (targeted == true) Note(kPeftPattern, kTargeted);
-    if (ranks) Require(*ranks == std::vector<int64_t>{4} || *ranks == std::vector<int64_t>{8},
-                       "a rank is the pattern's or the default");
+    if (ranks)
+      Require(*ranks == std::vector<int64_t>{4} || *ranks == std::vector<int64_t>{8},
+              "a rank is the pattern's or the default");
     if (ranks && ranks->front() == 4) Note(kPeftPattern, kRank);
     Require(alphas == std::vector<double>{8}, "without patterns an alpha is the default");
   }
