@@ -45,7 +45,7 @@ Timing Summarize(std::vector<double> samples_us) {
 
 class Side {
  public:
-  explicit Side(absl::FunctionRef<absl::Status()> call) : call_(call) {}
+  explicit Side(const Contestant& contestant) : contestant_(contestant) {}
 
   // Also finds out how many calls make a burst.
   absl::Status WarmUp() {
@@ -53,13 +53,14 @@ class Side {
     const double fastest = *std::min_element(samples_us_.begin(), samples_us_.end());
     burst_ = static_cast<int>(std::clamp(kBurstUs / std::max(fastest, 0.1), 1.0, kMaxBurst));
     samples_us_.clear();
+    clean_up_cpu_us_ = 0;
     return absl::OkStatus();
   }
 
   absl::Status Burst() {
-    const double start_us = CpuMicroseconds();
+    const double start_us = CpuMicroseconds() - clean_up_cpu_us_;
     RETURN_IF_ERROR(Run(burst_));
-    cpu_us_.push_back((CpuMicroseconds() - start_us) / burst_);
+    cpu_us_.push_back((CpuMicroseconds() - clean_up_cpu_us_ - start_us) / burst_);
     return absl::OkStatus();
   }
 
@@ -74,14 +75,24 @@ class Side {
   absl::Status Run(int calls) {
     for (int i = 0; i < calls; ++i) {
       const Clock::time_point start = Clock::now();
-      RETURN_IF_ERROR(call_());
+      RETURN_IF_ERROR(contestant_.call());
       samples_us_.push_back(MicrosecondsSince(start));
+      RETURN_IF_ERROR(CleanUp());
     }
     return absl::OkStatus();
   }
 
-  absl::FunctionRef<absl::Status()> call_;
+  absl::Status CleanUp() {
+    if (!contestant_.clean_up) return absl::OkStatus();
+    const double start_us = CpuMicroseconds();
+    RETURN_IF_ERROR((*contestant_.clean_up)());
+    clean_up_cpu_us_ += CpuMicroseconds() - start_us;
+    return absl::OkStatus();
+  }
+
+  const Contestant contestant_;
   int burst_ = 1;
+  double clean_up_cpu_us_ = 0;
   std::vector<double> samples_us_;
   std::vector<double> cpu_us_;  // of one call; read once a burst, because reading costs
 };
@@ -99,21 +110,26 @@ int64_t Comparison::repetitions() const {
   return std::min(ours.repetitions, reference.repetitions);
 }
 
-absl::StatusOr<Comparison> MeasureAlternating(const MeasureOptions& options,
-                                              absl::FunctionRef<absl::Status()> ours,
-                                              absl::FunctionRef<absl::Status()> reference) {
-  Side us(ours);
-  Side them(reference);
-  RETURN_IF_ERROR(us.WarmUp());
-  RETURN_IF_ERROR(them.WarmUp());
+absl::StatusOr<std::vector<Timing>> MeasureInTurns(const MeasureOptions& options,
+                                                   std::span<const Contestant> contestants) {
+  std::vector<Side> sides(contestants.begin(), contestants.end());
+  for (Side& side : sides) RETURN_IF_ERROR(side.WarmUp());
   const Clock::time_point start = Clock::now();
   const double budget_us = absl::ToDoubleMicroseconds(options.time);
   for (int round = 0; round < options.min_rounds || MicrosecondsSince(start) < budget_us; ++round) {
-    RETURN_IF_ERROR(us.Burst());
-    RETURN_IF_ERROR(them.Burst());
+    for (Side& side : sides) RETURN_IF_ERROR(side.Burst());
   }
-  return Comparison{std::move(us).Summary(options.cpu_time),
-                    std::move(them).Summary(options.cpu_time)};
+  std::vector<Timing> timings;
+  for (Side& side : sides) timings.push_back(std::move(side).Summary(options.cpu_time));
+  return timings;
+}
+
+absl::StatusOr<Comparison> MeasureAlternating(const MeasureOptions& options,
+                                              absl::FunctionRef<absl::Status()> ours,
+                                              absl::FunctionRef<absl::Status()> reference) {
+  const Contestant both[] = {{ours}, {reference}};
+  ASSIGN_OR_RETURN(const std::vector<Timing> timings, MeasureInTurns(options, both));
+  return Comparison{timings[0], timings[1]};
 }
 
 }  // namespace adapterd::bench

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -14,7 +15,7 @@
 namespace adapterd::bench {
 
 struct MeasureOptions {
-  absl::Duration time;   // both sides together, warm-up aside
+  absl::Duration time;   // all sides together, warm-up aside
   int min_rounds = 5;    // even if they take longer
   bool cpu_time = true;  // false when other processes do the work
 };
@@ -39,10 +40,22 @@ struct Comparison {
   int64_t repetitions() const;
 };
 
-// Runs both sides in turns until the time is up, so that whatever else the machine does meets
-// both alike. A turn is a burst of calls, about two milliseconds of them, each timed on its own: a
-// single short call would run in the caches that the other side left behind. Both are warmed up
-// first. Ends with the first error of either.
+// One of the things that are timed against each other.
+struct Contestant {
+  absl::FunctionRef<absl::Status()> call;
+  // Runs after each call and counts neither in time nor in CPU time: what the call left behind has
+  // to go, but is not part of what it does.
+  std::optional<absl::FunctionRef<absl::Status()>> clean_up = std::nullopt;
+};
+
+// Runs all of them in turns until the time is up, so that whatever else the machine does meets all
+// alike; one timing for each, in order. A turn is a burst of calls, about two milliseconds of them,
+// each timed on its own: a single short call would run in the caches that the others left behind.
+// All are warmed up first. Ends with the first error of any.
+absl::StatusOr<std::vector<Timing>> MeasureInTurns(const MeasureOptions& options,
+                                                   std::span<const Contestant> contestants);
+
+// The same for two.
 absl::StatusOr<Comparison> MeasureAlternating(const MeasureOptions& options,
                                               absl::FunctionRef<absl::Status()> ours,
                                               absl::FunctionRef<absl::Status()> reference);

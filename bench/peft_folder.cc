@@ -1,39 +1,39 @@
 #include "bench/peft_folder.h"
 
+#include <fmt/format.h>
+
 #include <cerrno>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "core/base/status_macros.h"
-#include "core/formats/safetensors.h"
 
 namespace adapterd::bench {
 namespace {
 
-SafetensorsTensor Named(const char* factor, const Tensor& tensor) {
-  return {std::string("base_model.model.") + kPeftModule + "." + factor + ".weight", tensor.dtype(),
+constexpr float kTrainedFactor = 0.05f;
+
+SafetensorsTensor Named(std::string_view path, std::string_view factor, const Tensor& tensor) {
+  return {fmt::format("base_model.model.{}.{}.weight", path, factor), tensor.dtype(),
           tensor.shape(), tensor.bytes()};
 }
 
-std::string Config(const Factors& factors) {
-  const auto rank = static_cast<double>(factors.a_view().rows);
-  const nlohmann::ordered_json config = {{"peft_type", "LORA"},
-                                         {"task_type", "CAUSAL_LM"},
-                                         {"base_model_name_or_path", "bench/model"},
-                                         {"r", factors.a_view().rows},
-                                         {"lora_alpha", factors.scale * rank},
-                                         {"lora_dropout", 0.0},
-                                         {"bias", "none"},
-                                         {"fan_in_fan_out", false},
-                                         {"target_modules", {"q_proj"}}};
+std::string Config(int64_t rank, double alpha, const std::set<std::string>& targets) {
+  const nlohmann::ordered_json config = {
+      {"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", "bench/model"},
+      {"r", rank},           {"lora_alpha", alpha},      {"lora_dropout", 0.0},
+      {"bias", "none"},      {"fan_in_fan_out", false},  {"target_modules", targets}};
   return config.dump();
 }
 
-absl::Status Write(const std::filesystem::path& file, std::string_view content) {
+std::string LastComponent(const std::string& path) { return path.substr(path.rfind('.') + 1); }
+
+absl::Status WriteFile(const std::filesystem::path& file, std::string_view content) {
   std::ofstream stream(file, std::ios::binary);
   stream.write(content.data(), static_cast<std::streamsize>(content.size()));
   if (stream.flush()) return absl::OkStatus();
@@ -42,7 +42,72 @@ absl::Status Write(const std::filesystem::path& file, std::string_view content) 
 
 }  // namespace
 
+std::vector<PeftModule> Llama7bModules(int layers) {
+  constexpr int64_t kHidden = 4096;
+  constexpr int64_t kIntermediate = 11008;
+  std::vector<PeftModule> modules;
+  for (int layer = 0; layer < layers; ++layer) {
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    for (const std::string_view target : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+      modules.push_back({fmt::format("{}self_attn.{}", prefix, target), kHidden, kHidden});
+    }
+    modules.push_back({prefix + "mlp.gate_proj", kHidden, kIntermediate});
+    modules.push_back({prefix + "mlp.up_proj", kHidden, kIntermediate});
+    modules.push_back({prefix + "mlp.down_proj", kIntermediate, kHidden});
+  }
+  return modules;
+}
+
+std::vector<PeftModule> Llama7bQueryValueModules(int layers) {
+  std::vector<PeftModule> modules = Llama7bModules(layers);
+  std::erase_if(modules, [](const PeftModule& module) {
+    const std::string target = LastComponent(module.path);
+    return target != "q_proj" && target != "v_proj";
+  });
+  return modules;
+}
+
+std::vector<PeftModule> ExpertModules(int layers, int experts) {
+  constexpr int64_t kFeatures = 256;
+  std::vector<PeftModule> modules;
+  for (int layer = 0; layer < layers; ++layer) {
+    for (int expert = 0; expert < experts; ++expert) {
+      for (const std::string_view target : {"gate_proj", "up_proj"}) {
+        modules.push_back({fmt::format("model.layers.{}.mlp.experts.{}.{}", layer, expert, target),
+                           kFeatures, kFeatures});
+      }
+    }
+  }
+  return modules;
+}
+
 absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(const Factors& factors) {
+  const int64_t rank = factors.a_view().rows;
+  return Write({Named(kPeftModule, "lora_A", factors.a), Named(kPeftModule, "lora_B", factors.b)},
+               rank, factors.scale * static_cast<double>(rank), {"q_proj"});
+}
+
+absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(
+    const std::vector<PeftModule>& modules, DType dtype, int64_t rank) {
+  std::map<std::pair<int64_t, int64_t>, Tensor> matrices;  // by rows and columns
+  const auto matrix = [&](int64_t rows, int64_t cols) -> const Tensor& {
+    const auto [found, is_new] = matrices.try_emplace({rows, cols});
+    if (is_new) found->second = RandomMatrix(dtype, rows, cols, kTrainedFactor, matrices.size());
+    return found->second;
+  };
+  std::vector<SafetensorsTensor> tensors;
+  std::set<std::string> targets;
+  for (const PeftModule& module : modules) {
+    tensors.push_back(Named(module.path, "lora_A", matrix(rank, module.in_features)));
+    tensors.push_back(Named(module.path, "lora_B", matrix(module.out_features, rank)));
+    targets.insert(LastComponent(module.path));
+  }
+  return Write(std::move(tensors), rank, 2 * static_cast<double>(rank), targets);
+}
+
+absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Write(
+    std::vector<SafetensorsTensor> tensors, int64_t rank, double alpha,
+    const std::set<std::string>& targets) {
   std::string pattern = std::filesystem::temp_directory_path() / "adapterd-bench-XXXXXX";
   if (mkdtemp(pattern.data()) == nullptr) return absl::ErrnoToStatus(errno, pattern);
   std::unique_ptr<PeftFolder> folder(new PeftFolder(pattern));
@@ -52,10 +117,9 @@ absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(const Factors& fa
     return absl::UnavailableError("cannot make " + adapter.string());
   }
   ASSIGN_OR_RETURN(const std::string weights,
-                   SerializeSafetensors({Named("lora_A", factors.a), Named("lora_B", factors.b)},
-                                        {{"format", "pt"}}));
-  RETURN_IF_ERROR(Write(adapter / "adapter_model.safetensors", weights));
-  RETURN_IF_ERROR(Write(adapter / "adapter_config.json", Config(factors)));
+                   SerializeSafetensors(std::move(tensors), {{"format", "pt"}}));
+  RETURN_IF_ERROR(WriteFile(folder->weights(), weights));
+  RETURN_IF_ERROR(WriteFile(adapter / "adapter_config.json", Config(rank, alpha, targets)));
   return folder;
 }
 

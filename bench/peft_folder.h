@@ -4,29 +4,55 @@
 
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "bench/data.h"
+#include "core/formats/safetensors.h"
 
 namespace adapterd::bench {
 
-// The one module that the adapter has.
+// The one module of an adapter that is made of factors.
 inline constexpr char kPeftModule[] = "model.layers.0.self_attn.q_proj";
+
+// A pair to be: what it maps to what.
+struct PeftModule {
+  std::string path;
+  int64_t in_features = 0;
+  int64_t out_features = 0;
+};
+
+// All linear layers of a Llama of 7B: 14 tensors a layer.
+std::vector<PeftModule> Llama7bModules(int layers);
+// Those that most adapters have, query and value.
+std::vector<PeftModule> Llama7bQueryValueModules(int layers);
+// Small experts, two modules and so four tensors each.
+std::vector<PeftModule> ExpertModules(int layers, int experts);
+
+inline constexpr char kPeftWeights[] = "adapter_model.safetensors";
 
 // A folder of its own below the temporary one; removed, with everything in it, at the end.
 class PeftFolder {
  public:
   static absl::StatusOr<std::unique_ptr<PeftFolder>> Create(const Factors& factors);
+  // Tensors of random numbers, of which those of one shape share theirs.
+  static absl::StatusOr<std::unique_ptr<PeftFolder>> Create(const std::vector<PeftModule>& modules,
+                                                            DType dtype, int64_t rank);
   ~PeftFolder();
   PeftFolder(const PeftFolder&) = delete;
   PeftFolder& operator=(const PeftFolder&) = delete;
 
   const std::filesystem::path& root() const { return root_; }  // holds the adapter's folder
   std::string adapter() const { return "bench"; }              // its name below root()
+  std::filesystem::path weights() const { return root_ / adapter() / kPeftWeights; }
 
  private:
+  static absl::StatusOr<std::unique_ptr<PeftFolder>> Write(std::vector<SafetensorsTensor> tensors,
+                                                           int64_t rank, double alpha,
+                                                           const std::set<std::string>& targets);
   explicit PeftFolder(std::filesystem::path root) : root_(std::move(root)) {}
 
   const std::filesystem::path root_;

@@ -33,6 +33,15 @@ nlohmann::ordered_json OrNull(const std::optional<double>& value) {
   return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
 }
 
+// "HOLDS: merge MergeWeight ... is 2.31 x memcpy, at most 4.00". REQUIRES: the row has a bar.
+template <typename AnyRow>
+std::string AgainstBar(const AnyRow& row, double ratio) {
+  const std::string verdict =
+      row.holds() ? "HOLDS" : fmt::format("MISSED by {:.2f}", ratio - *row.bar);
+  return fmt::format("{}: {} {} {} {} is {:.2f} x {}, at most {:.2f}", verdict, row.suite, row.name,
+                     row.shape, row.dtype, ratio, row.reference, *row.bar);
+}
+
 }  // namespace
 
 Report::Report(Format format, std::string machine) : format_(format), machine_(std::move(machine)) {
@@ -49,10 +58,37 @@ void Report::Begin(const std::string& suite, const std::string& how) {
   std::fflush(out);
 }
 
-void Report::Add(Row row) {
+void Report::Add(const Row& row) {
   format_ == Format::kTable ? PrintTableRow(row) : PrintJsonRow(row);
   std::fflush(stdout);  // a suite takes a while
-  rows_.push_back(std::move(row));
+  if (!row.bar) return;
+  verdicts_.push_back(
+      {row.holds(), fmt::format("{} (in CPU time: {})", AgainstBar(row, row.comparison.ratio()),
+                                Ratio(row.comparison.cpu_ratio()))});
+}
+
+void Report::Add(const MemoryRow& row) {
+  if (format_ == Format::kTable) {
+    fmt::print("{:<15} {:<18} {:<5} {:>9} KiB      {:<29} {:>9} KiB   {:>7.3f}\n", row.name,
+               row.shape, row.dtype, row.bytes >> 10, row.reference, row.reference_bytes >> 10,
+               row.ratio());
+  } else {
+    nlohmann::ordered_json json = {{"suite", row.suite},
+                                   {"case", row.name},
+                                   {"shape", row.shape},
+                                   {"dtype", row.dtype},
+                                   {"bytes", row.bytes},
+                                   {"reference", row.reference},
+                                   {"reference_bytes", row.reference_bytes},
+                                   {"ratio", row.ratio()},
+                                   {"bar", OrNull(row.bar)},
+                                   {"holds", row.holds()},
+                                   {"machine", machine_}};
+    if (!row.bar) json["holds"] = nullptr;
+    fmt::print("{}\n", json.dump());
+  }
+  std::fflush(stdout);
+  if (row.bar) verdicts_.push_back({row.holds(), AgainstBar(row, row.ratio())});
 }
 
 void Report::PrintTableRow(const Row& row) const {
@@ -89,19 +125,12 @@ void Report::PrintJsonRow(const Row& row) const {
 void Report::Finish() const {
   std::FILE* out = format_ == Format::kTable ? stdout : stderr;
   fmt::print(out, "\n");
-  for (const Row& row : rows_) {
-    if (!row.bar) continue;
-    const double ratio = row.comparison.ratio();
-    const std::string verdict =
-        row.holds() ? "HOLDS" : fmt::format("MISSED by {:.2f}", ratio - *row.bar);
-    fmt::print(out, "{}: {} {} {} {} is {:.2f} x {}, at most {:.2f} (in CPU time: {})\n", verdict,
-               row.suite, row.name, row.shape, row.dtype, ratio, row.reference, *row.bar,
-               Ratio(row.comparison.cpu_ratio()));
-  }
+  for (const Verdict& verdict : verdicts_) fmt::print(out, "{}\n", verdict.text);
 }
 
 bool Report::all_hold() const {
-  return std::all_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.holds(); });
+  return std::all_of(verdicts_.begin(), verdicts_.end(),
+                     [](const Verdict& verdict) { return verdict.holds; });
 }
 
 }  // namespace adapterd::bench

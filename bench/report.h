@@ -2,6 +2,7 @@
 #ifndef ADAPTERD_BENCH_REPORT_H_
 #define ADAPTERD_BENCH_REPORT_H_
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,21 @@ struct Row {
   bool holds() const { return !bar || comparison.ratio() <= *bar; }
 };
 
+// Two sizes in bytes, measured once.
+struct MemoryRow {
+  std::string suite;
+  std::string name;  // what takes the memory
+  std::string shape;
+  std::string dtype;
+  std::string reference;  // what it is compared with
+  int64_t bytes = 0;
+  int64_t reference_bytes = 0;
+  std::optional<double> bar;  // the largest ratio that is good enough
+
+  double ratio() const { return static_cast<double>(bytes) / static_cast<double>(reference_bytes); }
+  bool holds() const { return !bar || ratio() <= *bar; }
+};
+
 // Prints rows as they come. One thread.
 class Report {
  public:
@@ -33,19 +49,25 @@ class Report {
 
   // A title above the rows of a suite and how they were measured. JSON has it on standard error.
   void Begin(const std::string& suite, const std::string& how);
-  void Add(Row row);
+  void Add(const Row& row);
+  void Add(const MemoryRow& row);
   // HOLDS or MISSED for each row that has a bar. JSON has it on standard error, too.
   void Finish() const;
 
   bool all_hold() const;
 
  private:
+  struct Verdict {
+    bool holds;
+    std::string text;
+  };
+
   void PrintTableRow(const Row& row) const;
   void PrintJsonRow(const Row& row) const;
 
   const Format format_;
   const std::string machine_;
-  std::vector<Row> rows_;
+  std::vector<Verdict> verdicts_;  // of the rows that have a bar
 };
 
 }  // namespace adapterd::bench

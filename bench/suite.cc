@@ -5,6 +5,9 @@ namespace adapterd::bench {
 std::span<const Suite> AllSuites() {
   static constexpr Suite kSuites[] = {
       {"kernel", "ApplyProjection in process, against naive loops and memcpy", RunKernelSuite},
+      {"load",
+       "AdapterRegistry::Load of files in the page cache, against reading and digesting them",
+       RunLoadSuite},
       {"merge", "MergeWeight in process, against memcpy of the weight", RunMergeSuite},
       {"rpc", "ApplyProjection over loopback TCP, against a raw echo of the same bytes",
        RunRpcSuite},

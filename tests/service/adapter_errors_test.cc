@@ -1,4 +1,5 @@
 // Names, sources and fields that LoadAdapter and its kin refuse.
+#include <fmt/format.h>
 #include <sys/stat.h>
 
 #include "tests/service/projection_fixture.h"
@@ -145,7 +146,7 @@ TEST_F(AdapterErrorsTest, FieldsThatAreNotImplementedOrWrong) {
        [](Request& r) { (*r.mutable_labels())["k"] = std::string(64, 'v'); }},
       {"labels", Reason::kInvalidField,
        [](Request& r) {
-         for (int i = 0; i < 65; ++i) (*r.mutable_labels())["k" + std::to_string(i)] = "v";
+         for (int i = 0; i < 65; ++i) r.mutable_labels()->insert({fmt::format("k{}", i), "v"});
        }},
   };
   for (const WrongField& wrong : cases) {
@@ -164,7 +165,7 @@ TEST_F(AdapterErrorsTest, LabelsAtTheirLimitsAreTaken) {
   v1::LoadAdapterRequest load = Valid();
   (*load.mutable_labels())["example.com/team"] = std::string(63, 'v');
   (*load.mutable_labels())["empty"] = "";
-  for (int i = 0; i < 62; ++i) (*load.mutable_labels())["k" + std::to_string(i)] = "v";
+  for (int i = 0; i < 62; ++i) load.mutable_labels()->insert({fmt::format("k{}", i), "v"});
   EXPECT_THAT(server_.Load(load).status, IsRpcOk());
 }
 

@@ -1,4 +1,6 @@
 // Merge's numbers against plain loops.
+#include <fmt/format.h>
+
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -261,7 +263,7 @@ TEST_F(MergeResultTest, WhatMergeAddsIsWhatApplyProjectionAdds) {
     const int64_t rank = 1 + random_.Below(static_cast<int>(std::min<int64_t>({in, out, 20})));
     const DType weight_dtype = kFloatTypes[random_.Below(3)];
     const DType factor_dtype = kFloatTypes[random_.Below(3)];
-    const std::string name = "x" + std::to_string(round);
+    const std::string name = fmt::format("x{}", round);
     const PeftModule& module = LoadOne(name, 60 + round, rank, in, out, factor_dtype);
     const std::vector<float> weight = random_.Floats(weight_dtype, out * in);
     const auto merged_reply =

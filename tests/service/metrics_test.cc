@@ -1,6 +1,8 @@
 // What /metrics says after known traffic.
 #include "service/metrics.h"
 
+#include <fmt/format.h>
+
 #include <set>
 
 #include "tests/service/projection_fixture.h"
@@ -151,7 +153,7 @@ class CollectorsTest : public ::testing::Test {
 
 TEST_F(CollectorsTest, SeriesWithNamesAreCapped) {
   constexpr int kCount = 230;
-  for (int i = 1; i <= kCount; ++i) Load("a" + std::to_string(i), i);
+  for (int i = 1; i <= kCount; ++i) Load(fmt::format("a{}", i), i);
   const auto series = Series("adapterd_adapter_memory_bytes");
   ASSERT_EQ(series.size(), kMaxAdapterSeries + 1);
   EXPECT_EQ(series.front().first, "a230");
@@ -168,14 +170,14 @@ TEST_F(CollectorsTest, SeriesWithNamesAreCapped) {
 }
 
 TEST_F(CollectorsTest, AtTheCapNothingIsSummed) {
-  for (size_t i = 0; i < kMaxAdapterSeries; ++i) Load("a" + std::to_string(i), 4);
+  for (size_t i = 0; i < kMaxAdapterSeries; ++i) Load(fmt::format("a{}", i), 4);
   const auto series = Series("adapterd_adapter_memory_bytes");
   EXPECT_EQ(series.size(), kMaxAdapterSeries);
   for (const auto& [name, value] : series) EXPECT_NE(name, "other");
 }
 
 TEST_F(CollectorsTest, AnAdapterThatIsCalledOtherDoesNotMakeASecondSeries) {
-  for (size_t i = 0; i < kMaxAdapterSeries + 5; ++i) Load("a" + std::to_string(i), 4);
+  for (size_t i = 0; i < kMaxAdapterSeries + 5; ++i) Load(fmt::format("a{}", i), 4);
   Load("other", 1000);
   const auto series = Series("adapterd_adapter_memory_bytes");
   EXPECT_EQ(std::count_if(series.begin(), series.end(),

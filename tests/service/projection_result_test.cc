@@ -1,4 +1,6 @@
 // ApplyProjection's numbers against plain loops.
+#include <fmt/format.h>
+
 #include <limits>
 
 #include "tests/service/projection_fixture.h"
@@ -320,7 +322,7 @@ TEST_F(ProjectionResultTest, ManyRowsAndWideModulesAgreeWithPlainLoops) {
   int index = 0;
   for (const Case& c : cases) {
     SCOPED_TRACE(index);
-    const std::string name = "x" + std::to_string(index++);
+    const std::string name = fmt::format("x{}", index++);
     PeftBuilder adapter(20 + index);
     LoadAs(name, adapter.Add(kQ0, c.rank, c.in, c.out, c.dtype));
     const std::vector<float> input = Input(c.dtype, c.rows, c.in);

@@ -1,5 +1,6 @@
 #include "service/status_convert.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -64,7 +65,7 @@ TEST(StatusConvertTest, HugeErrorsStayBelowTheLimits) {
   EXPECT_THAT(converted, HasRpcMetadata("adapter", EndsWith("...")));
 
   absl::Status many = Error(Reason::kOverloaded, huge);
-  for (int i = 0; i < 1000; ++i) many = Annotate(many, "k" + std::to_string(i), "v");
+  for (int i = 0; i < 1000; ++i) many = Annotate(many, fmt::format("k{}", i), "v");
   EXPECT_THAT(ToGrpcStatus(many), IsRpcError(Reason::kOverloaded));
 }
 

@@ -1,0 +1,44 @@
+// The registry as a server has it, over one folder.
+#ifndef ADAPTERD_BENCH_LOADER_H_
+#define ADAPTERD_BENCH_LOADER_H_
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/registry/adapter_registry.h"
+
+namespace adapterd::bench {
+
+// Loads one adapter again and again. One thread.
+class Loader {
+ public:
+  // `source` is below `root`.
+  static absl::StatusOr<std::unique_ptr<Loader>> Create(const std::filesystem::path& root,
+                                                        const std::string& source);
+
+  // From a source to serving; REQUIRES that it is not loaded.
+  absl::Status Load();
+  // Until its memory is free.
+  absl::Status Unload();
+
+  // What is loaded.
+  absl::StatusOr<AdapterSnapshot> Snapshot() const;
+  // Makes every module ready for inputs of `dtype`, as the first requests do, and tells what is
+  // reserved for the adapter then.
+  absl::StatusOr<int64_t> UseAllModules(DType dtype);
+
+ private:
+  Loader(std::shared_ptr<const SourceRoots> roots, std::string source);
+
+  const std::string source_;
+  Kernels kernels_;
+  ThreadPool io_pool_;
+  AdapterRegistry registry_;
+};
+
+}  // namespace adapterd::bench
+
+#endif  // ADAPTERD_BENCH_LOADER_H_

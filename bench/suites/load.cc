@@ -1,0 +1,175 @@
+// AdapterRegistry::Load in process: from files in the page cache to READY.
+#include <fmt/format.h>
+#include <malloc.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bench/data.h"
+#include "bench/file_floor.h"
+#include "bench/loader.h"
+#include "bench/peft_folder.h"
+#include "bench/suite.h"
+#include "core/base/status_macros.h"
+
+namespace adapterd::bench {
+namespace {
+
+constexpr int kLlamaLayers = 32;
+constexpr int kTenMegabytesLayers = 20;
+constexpr double kTimeBar = 1.5;
+constexpr double kPaddedMemoryBar = 2.2;  // rank 16 is padded to 32
+constexpr double kMemoryBar = 1.2;
+constexpr double kManyTensorsBar = 1.1;  // the same, within what a busy machine adds
+constexpr MeasureOptions kFull{absl::Seconds(10), 11};
+constexpr MeasureOptions kQuick{absl::Seconds(2), 5};
+
+// One adapter on disk, and a registry that loads it.
+struct Subject {
+  static absl::StatusOr<std::unique_ptr<Subject>> Create(std::vector<PeftModule> modules,
+                                                         int64_t rank) {
+    auto subject = std::make_unique<Subject>();
+    subject->modules = std::move(modules);
+    subject->rank = rank;
+    ASSIGN_OR_RETURN(subject->folder, PeftFolder::Create(subject->modules, DType::kBF16, rank));
+    ASSIGN_OR_RETURN(subject->loader,
+                     Loader::Create(subject->folder->root(), subject->folder->adapter()));
+    ASSIGN_OR_RETURN(subject->floor, FileFloor::Open(subject->folder->weights()));
+    RETURN_IF_ERROR(subject->Verify());
+    return subject;
+  }
+
+  // What is timed is a load of all of it.
+  absl::Status Verify() const {
+    RETURN_IF_ERROR(loader->Load());
+    ASSIGN_OR_RETURN(const AdapterSnapshot adapter, loader->Snapshot());
+    if (adapter.state != AdapterState::kReady || adapter.manifest->file_bytes != floor->bytes() ||
+        adapter.manifest->modules.size() != modules.size() ||
+        adapter.digest.weights_sha256 != floor->sha256()) {
+      return absl::InternalError("what was loaded is not what was written");
+    }
+    return loader->Unload();
+  }
+
+  size_t tensors() const { return 2 * modules.size(); }
+  std::string shape() const {
+    return fmt::format("{} x r={} {:.0f}MB", tensors(), rank,
+                       static_cast<double>(floor->bytes()) / 1e6);
+  }
+
+  std::vector<PeftModule> modules;
+  int64_t rank = 0;
+  std::unique_ptr<PeftFolder> folder;
+  std::unique_ptr<Loader> loader;
+  std::unique_ptr<FileFloor> floor;
+};
+
+// Beside reading and digesting the same bytes; the slower of these two is what a load cannot beat.
+absl::Status AgainstFloor(SuiteContext& context, ThreadPool& pool, Subject& subject,
+                          std::optional<double> bar) {
+  Loader& loader = *subject.loader;
+  FileFloor& floor = *subject.floor;
+  const auto load = [&] { return loader.Load(); };
+  const auto unload = [&] { return loader.Unload(); };
+  const auto read = [&] { return floor.Read(); };
+  const auto read_on_all = [&] { return floor.ReadOn(pool); };
+  const auto free = [&] { return floor.Free(); };
+  const auto digest = [&] { return floor.DigestOn(pool); };
+  const Contestant contestants[] = {{load, unload}, {read, free}, {read_on_all, free}, {digest}};
+  ASSIGN_OR_RETURN(const std::vector<Timing> timings,
+                   MeasureInTurns(context.quick ? kQuick : kFull, contestants));
+  const Timing& ours = timings[0];
+  const bool one_is_faster = timings[1].median_us <= timings[2].median_us;
+  const Timing& reading = one_is_faster ? timings[1] : timings[2];
+  const Timing& digesting = timings[3];
+  const bool reading_counts = reading.median_us >= digesting.median_us;
+  const auto add = [&](std::string reference, const Timing& timing, bool counts) {
+    context.report.Add({"load",
+                        "Load",
+                        subject.shape(),
+                        "bf16",
+                        std::move(reference),
+                        {ours, timing},
+                        counts ? bar : std::nullopt});
+  };
+  add(fmt::format("read, {} thread{}", one_is_faster ? 1 : pool.threads(),
+                  one_is_faster || pool.threads() == 1 ? "" : "s"),
+      reading, reading_counts);
+  add(fmt::format("SHA-256 on {} threads", pool.threads()), digesting, !reading_counts);
+  return absl::OkStatus();
+}
+
+absl::Status Memory(SuiteContext& context, Subject& subject, double bar) {
+  malloc_trim(0);  // else what earlier loads gave back to malloc would be taken from it unseen
+  ASSIGN_OR_RETURN(const int64_t before, AnonymousBytes());
+  RETURN_IF_ERROR(subject.loader->Load());
+  ASSIGN_OR_RETURN(const int64_t reserved, subject.loader->UseAllModules(DType::kBF16));
+  ASSIGN_OR_RETURN(const int64_t after, AnonymousBytes());
+  RETURN_IF_ERROR(subject.loader->Unload());
+  const auto add = [&](std::string name, int64_t bytes) {
+    context.report.Add(MemoryRow{"load", std::move(name), subject.shape(), "bf16", "weights file",
+                                 bytes, subject.floor->bytes(), bar});
+  };
+  add("memory_bytes", reserved);
+  add("RssAnon", after - before);
+  return absl::OkStatus();
+}
+
+Timing PerTensor(Timing timing, const Subject& subject) {
+  const auto tensors = static_cast<double>(subject.tensors());
+  timing.median_us /= tensors;
+  if (timing.cpu_us) *timing.cpu_us /= tensors;
+  if (timing.p99_us) *timing.p99_us /= tensors;
+  return timing;
+}
+
+// Twenty times as many tensors may not make each of them slower.
+absl::Status ManyTensors(SuiteContext& context) {
+  constexpr int64_t kRank = 8;
+  ASSIGN_OR_RETURN(const auto many, Subject::Create(ExpertModules(25, 100), kRank));
+  ASSIGN_OR_RETURN(const auto few, Subject::Create(ExpertModules(7, 16), kRank));
+  const auto load_many = [&] { return many->loader->Load(); };
+  const auto unload_many = [&] { return many->loader->Unload(); };
+  const auto load_few = [&] { return few->loader->Load(); };
+  const auto unload_few = [&] { return few->loader->Unload(); };
+  const Contestant contestants[] = {{load_many, unload_many}, {load_few, unload_few}};
+  ASSIGN_OR_RETURN(const std::vector<Timing> timings,
+                   MeasureInTurns(context.quick ? kQuick : kFull, contestants));
+  context.report.Add({"load",
+                      "Load, a tensor",
+                      many->shape(),
+                      "bf16",
+                      fmt::format("a tensor of {}", few->tensors()),
+                      {PerTensor(timings[0], *many), PerTensor(timings[1], *few)},
+                      kManyTensorsBar});
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunLoadSuite(SuiteContext& context) {
+  context.report.Begin("load", fmt::format("{} threads, files in the page cache, until READY; "
+                                           "unloading is not timed. Memory: after the first use",
+                                           context.threads));
+  ThreadPool pool("bench", context.threads, PrepareComputeThread);
+  {
+    ASSIGN_OR_RETURN(const auto llama, Subject::Create(Llama7bModules(kLlamaLayers), 16));
+    RETURN_IF_ERROR(AgainstFloor(context, pool, *llama, kTimeBar));
+    RETURN_IF_ERROR(Memory(context, *llama, kPaddedMemoryBar));
+  }
+  {
+    ASSIGN_OR_RETURN(const auto wider, Subject::Create(Llama7bModules(kLlamaLayers), 32));
+    RETURN_IF_ERROR(Memory(context, *wider, kMemoryBar));
+  }
+  {
+    ASSIGN_OR_RETURN(const auto small,
+                     Subject::Create(Llama7bQueryValueModules(kTenMegabytesLayers), 16));
+    RETURN_IF_ERROR(AgainstFloor(context, pool, *small, std::nullopt));
+  }
+  return ManyTensors(context);
+}
+
+}  // namespace adapterd::bench
