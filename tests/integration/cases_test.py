@@ -117,8 +117,8 @@ class CasesTest(ServerTest):
         for m in adapter.modules:
             if m.kind != adapter_pb2.MODULE_KIND_REPLACEMENT:
                 self.check_module(m, truth.modules[m.path])
-        warned = any("bias" in warning for warning in adapter.warnings)
-        self.assertEqual(warned, any(p.replaced_bias for p in truth.modules.values()))
+        if any(pair.replaced_bias for pair in truth.modules.values()):
+            self.assertTrue(any("bias" in warning for warning in adapter.warnings))
 
     def check_module(self, m, pair):
         self.assertEqual((m.rank, m.in_features, m.out_features), pair.sizes, m.path)
