@@ -4,8 +4,8 @@ import numpy as np
 from harness import apply_request, merge_request
 from layers import Layer
 from tensors import Array, array, from_proto, unit_roundoff
-from tolerance import (Projection, Term, merge_tolerance, merged_deviation, merged_output_tolerance,
-                       projection_tolerance)
+from tolerance import (Projection, Term, merge_sums_error, merge_tolerance, merged_deviation,
+                       merged_output_tolerance, projection_tolerance)
 from adapterd.v1 import adapter_pb2, merge_service_pb2
 
 UNSUPPORTED = "INVALID_ARGUMENT/UNSUPPORTED_ADAPTER"
@@ -144,7 +144,8 @@ class ModuleCheck:
         limit = merged_output_tolerance(p, ours, matrix, weight.dtype)
         self.test.assertLessEqual(worst(np.abs(y - self.layer.outputs(self.y)), limit), 1,
                                   f"{self.what}: x W'^T is not PEFT's y")
-        return self.check_beside_peft(merged, exact - matrix)
+        sums = merge_sums_error([term], matrix, exact, p.dora)
+        return self.check_beside_peft(merged, exact - matrix, sums)
 
     def merge(self, weight, bias=None):
         layout = (merge_service_pb2.WEIGHT_LAYOUT_IN_OUT
@@ -172,12 +173,12 @@ class ModuleCheck:
             self.test.assertLessEqual(worst(off, 2 * limit), 1, self.what)
         return merged
 
-    def check_beside_peft(self, merged, delta):
+    def check_beside_peft(self, merged, delta, sums):
         expected = self.values.get("merged")
         if expected is None:
             return 0
         wrong = merged_deviation(merged, expected, self.layer.weight, self.pair.dtype,
-                                 self.layer.in_layout(delta))
+                                 self.layer.in_layout(delta), self.layer.in_layout(sums))
         self.test.assertIsNone(wrong, self.what)
         return 1
 
