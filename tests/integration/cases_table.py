@@ -94,6 +94,19 @@ TABLE = {
         "sam-flat-names": (NOT_FOUND, "adapter_config.json"),
     },
 }
+
+# Cases that only tests/peft/make_cases.py writes.
+GENERATED = {
+    "adalora-rank-zero": LOAD,
+    "conv2d-dora": LOAD,
+    "gpt2-dora": LOAD,
+    "llama-dora-embedding": LOAD,
+    "llama-embedding-bf16": LOAD,
+    "qwen2-lora-bias-bf16": LOAD,
+}
+if FIXTURES != OWN_FIXTURES:
+    TABLE["peft/cases"] |= GENERATED
+
 ROOT_NAMES = {"peft/cases": "cases", "refuse": "refuse", "golden-peft": "golden", "real": "real"}
 
 

@@ -98,12 +98,12 @@ class CasesTest(ServerTest):
                 done["beside PEFT's weight"] += check.check_merge()
                 done["applied"] += check.layer.is_pointwise
                 done["merged"] += 1
+                if "magnitude" in pair.tensors and check.layer.is_pointwise:
+                    self.client.load(f"{name}.alone", source(kind, name))
+                    check.check_dora_needs_its_base(f"{name}.alone")
         for replacement in truth.replacements.values():
             check_replacement(self, case, replacement, name)
             done["replaced"] += 1
-        if truth.uses_dora:
-            self.client.load(f"{name}.alone", source(kind, name))
-            check.check_dora_needs_its_base(f"{name}.alone")
         counts = ", ".join(f"{count} {what}" for what, count in done.items() if count)
         self.note(kind, name, "loads", f"{counts}; worst {share:.2f} of the tolerance")
 

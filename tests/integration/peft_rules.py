@@ -57,9 +57,11 @@ class Pair:
         return 4 if {"lora_e", "lambda_b"} & set(self.tensors) else 0
 
     def values(self, role):
-        """float64, or None when the file has no such tensor."""
+        """float64, or None when the file has no such tensor; a vector where it stands for one."""
         tensor = self.tensors.get(role)
-        return None if tensor is None else tensor.values()
+        if tensor is None:
+            return None
+        return tensor.values().ravel() if role == "magnitude" else tensor.values()
 
     def factors(self, expert=None):
         """A [rank, columns] and B [out, rank] in float64, with all that belongs into them."""
@@ -68,7 +70,7 @@ class Pair:
             rank = len(a) // self.experts
             return (a.reshape(self.experts, rank, -1)[expert],
                     b.reshape(len(b), rank, self.experts)[:, :, expert])
-        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        a, b = (factor.reshape(len(factor), math.prod(factor.shape[1:])) for factor in (a, b))
         if "lora_e" in self.tensors:
             a = a * self.values("lora_e")
         if "lambda_b" in self.tensors:

@@ -3,8 +3,8 @@
     make_cases.py OUT SEED WIDTH
 
 OUT gets the layout of tests/fixtures (peft/bases, peft/cases), so that the integration tests run on
-it with ADAPTERD_FIXTURES_DIR=OUT. Every case has the name of one in the fixtures, and so its meaning;
-its sizes, ranks, alphas and weights are drawn from SEED. The numbers come from the adapter as PEFT
+it with ADAPTERD_FIXTURES_DIR=OUT. Every case is one of tests/integration/cases_table.py; its sizes,
+ranks, alphas and weights are drawn from SEED. The numbers come from the adapter as PEFT
 reads it back from its files.
 """
 import json
@@ -38,14 +38,21 @@ def cases(draw):
         "adalora": ("tiny-llama", AdaLoraConfig(
             init_r=draw(6, 9), target_r=3, lora_alpha=draw(1, 30), total_step=10,
             target_modules=["q_proj", "v_proj"], task_type=CAUSAL), f32),
+        "adalora-rank-zero": ("tiny-llama", AdaLoraConfig(
+            init_r=draw(3, 6), target_r=2, lora_alpha=draw(1, 30), total_step=10,
+            target_modules=["k_proj", "down_proj"], task_type=CAUSAL), f32),
         "bert-seq-cls": ("tiny-bert", lora("query", "value", task_type="SEQ_CLS"), f32),
         "conv2d": ("tiny-conv", lora("conv", "point", "head", task_type=None), f32),
+        "conv2d-dora": ("tiny-conv", lora("conv", "point", task_type=None, use_dora=True), f32),
         "gpt2-conv1d": ("tiny-gpt2", lora("c_attn", "c_fc", fan_in_fan_out=True), f32),
+        "gpt2-dora": ("tiny-gpt2", lora("c_attn", fan_in_fan_out=True, use_dora=True), f32),
         "llama-all-linear": ("tiny-llama", lora(*EVERY), f32),
         "llama-bf16": ("tiny-llama", lora(*EVERY), bf16),
         "llama-bf16-base-f32-adapter": ("tiny-llama", lora("k_proj", "up_proj"), bf16),
         "llama-dora": ("tiny-llama", lora("v_proj", "down_proj", use_dora=True), f32),
         "llama-dora-bf16": ("tiny-llama", lora("k_proj", "up_proj", use_dora=True), bf16),
+        "llama-dora-embedding": ("tiny-llama", lora("embed_tokens", use_dora=True), f32),
+        "llama-embedding-bf16": ("tiny-llama", lora("embed_tokens", "q_proj"), bf16),
         "llama-embedding-head": ("tiny-llama", lora("embed_tokens", "lm_head"), f32),
         "llama-embedding-saved": ("tiny-llama", lora("embed_tokens", "o_proj"), f32),
         "llama-f16": ("tiny-llama", lora("q_proj", "down_proj"), f16),
@@ -69,13 +76,14 @@ def cases(draw):
         "qwen2-bias-lora-only": ("tiny-qwen2", lora("k_proj", "o_proj", bias="lora_only"), f32),
         "qwen2-dora-bias": ("tiny-qwen2", lora("k_proj", "o_proj", use_dora=True), f32),
         "qwen2-lora-bias": ("tiny-qwen2", lora("k_proj", "v_proj", lora_bias=True), f32),
+        "qwen2-lora-bias-bf16": ("tiny-qwen2", lora("q_proj", "v_proj", lora_bias=True), bf16),
         "vera": ("tiny-llama", VeraConfig(r=draw(5, 40), target_modules=["q_proj", "o_proj"],
                                           task_type=CAUSAL), f32),
     }
 
 
 # Factors are kept in the dtype of the base.
-HALF_ADAPTERS = {"llama-bf16", "llama-f16"}
+HALF_ADAPTERS = {"llama-bf16", "llama-f16", "llama-embedding-bf16", "qwen2-lora-bias-bf16"}
 
 
 def fill(model, random):
@@ -92,13 +100,16 @@ def fill(model, random):
             parameter.data.copy_(0.12 * noise)
 
 
-def prune(model, random):
-    """As AdaLoRA does at the end of a training: some singular values go, a few in each module."""
+def prune(model, random, emptied):
+    """As AdaLoRA does at the end of a training: some singular values go, in `emptied` all of the
+    first module."""
     pattern = {}
     for path, layer in layers(model):
         values = layer.lora_E[ADAPTER]
         keep = torch.rand(len(values), generator=random) < 0.6
         keep[0] = True
+        if emptied and not pattern:
+            keep[:] = False
         values.data[~keep] = 0
         pattern[f"{path}.lora_E.{ADAPTER}"] = keep.tolist()
     model.peft_config[ADAPTER].rank_pattern = pattern
@@ -135,7 +146,7 @@ def write_case(out, name, base, config, dtype, random):
     model.peft_config[ADAPTER].base_model_name_or_path = base
     fill(model, random)
     if isinstance(config, AdaLoraConfig):
-        prune(model, random)
+        prune(model, random, emptied="zero" in name)
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     read = PeftModel.from_pretrained(load_base(checkpoint, dtype), folder,
