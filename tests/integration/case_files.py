@@ -1,4 +1,4 @@
-"""One folder of peft/cases: the adapter, the base model below it, and what PEFT computed with them."""
+"""One folder of peft/cases: the adapter, its base model, and what PEFT computed with them."""
 import json
 
 import numpy as np

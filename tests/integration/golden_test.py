@@ -90,7 +90,7 @@ class PublishedTest(ServerTest):
                 worst = max(self.check_pair(name, pair) for pair in truth.modules.values())
                 for replacement in truth.replacements.values():
                     self.check_replacement(name, replacement)
-                print(f"real/{name}: {len(truth.modules)} modules applied beside the formula (worst "
+                print(f"real/{name}: {len(truth.modules)} modules applied as the formula says (worst "
                       f"{worst:.2f} of the tolerance), {len(truth.replacements)} replaced")
 
     def check_pair(self, name, pair):

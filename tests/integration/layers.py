@@ -9,7 +9,7 @@ from tensors import Array
 
 
 class Layer:
-    """kind: as in MODULE_KIND_*; in_out: the weight of a linear layer is kept [in, out] (Conv1D)."""
+    """kind: as in MODULE_KIND_*; in_out: a linear layer's weight is kept [in, out] (Conv1D)."""
 
     def __init__(self, kind, weight, in_out=False):
         self.kind = kind

@@ -2,7 +2,6 @@
 import numpy as np
 
 from harness import apply_request, merge_request
-from layers import Layer
 from tensors import Array, array, from_proto, ulp, unit_roundoff
 from tolerance import (Projection, Term, merge_sums_error, merge_tolerance, merged_deviation,
                        merged_output_tolerance, projection_tolerance)
@@ -159,7 +158,7 @@ class ModuleCheck:
         return self.client.merge(request)
 
     def check_bias(self, reply, bias):
-        """The bias after the merge, beside the formula and PEFT's; float64, 0 when there is none."""
+        """The bias after the merge, beside the formula and PEFT's; float64, 0 without one."""
         own = self.pair.values("lora_bias")
         if bias is None and own is None and self.pair.replaced_bias is None:
             self.test.assertFalse(reply.HasField("bias"), self.what)

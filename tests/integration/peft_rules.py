@@ -9,8 +9,6 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from tensors import Array, read_safetensors
 
 _PREFIX = re.compile(r"(?:_orig_mod\.)?(?:base_model\.model\.)?")
@@ -164,7 +162,7 @@ class PeftAdapter:
                 tensor)
 
     def _share(self, pair, shared):
-        """VeRA's modules share two matrices, of which a narrower module uses the first rows of B."""
+        """VeRA's modules share two matrices, of which a module uses the first rows of B."""
         if "lambda_b" in pair.tensors:
             b = shared["lora_b"]
             rows = pair.tensors["lambda_b"].shape[0]

@@ -111,7 +111,7 @@ def projection_tolerance(p, against_peft):
     With half-precision factors the low-rank row A x may be rounded to their dtype (PEFT does it
     always, adapterd when the product runs in BF16):
         low_rank = u(factors) |factor| |B| |A x|          (0 for F32 factors: part of `sums`)
-    DoRA's gain multiplies both and brings an error of its own (Dora.of). The result is rounded once:
+    DoRA's gain multiplies both and has an error of its own (Dora.of). The result is rounded once:
         result   = u(output) |y|
     That is all that adapterd may be off from the exact value. PEFT computes every step in the dtype
     of its operands, so its answer also carries the roundings of B (A x) and of scale times it:
@@ -157,8 +157,8 @@ def merged_deviation(merged, expected, weight, factors, delta, sums):
     Arrays, all in one layout.
     F32 weight: within 1e-5 relative and 1e-6 absolute. Half-precision weight and F32 factors: both
     sides round nearly the same F32 sum once, so they differ by one unit in the last place at most
-    (more only where weight and delta nearly cancel), and only where the sums differ, in 0.2 % of the
-    elements. Half-precision factors: PEFT rounds the delta before it adds, so one rounding of the
+    (more only where weight and delta nearly cancel), and only where the sums differ, in 0.2 % of
+    the elements. Half-precision factors: PEFT rounds the delta before it adds, so one rounding of the
     largest of weight, delta and result lies between them.
     """
     off = np.abs(merged.values() - expected.values())

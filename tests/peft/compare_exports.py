@@ -3,8 +3,8 @@
     compare_exports.py JOBS      a JSON list of {name, base, dtype, original, exported, exact}
 
 `original` is a folder, or the expected.safetensors of one that PEFT cannot read back itself.
-Prints one JSON object a job: {name, compared, worst, where, trouble}. `worst` is the largest difference
-in units of what is allowed, at tensor `where`; `trouble` says why nothing could be compared.
+Prints one JSON object a job: {name, compared, worst, where, trouble}. `worst` is the largest
+difference in units of what is allowed, at tensor `where`; `trouble` says why none could be taken.
 """
 import json
 import sys

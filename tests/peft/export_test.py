@@ -65,8 +65,8 @@ class ExportTest(ServerTest):
             with self.subTest(report["name"]):
                 self.assertEqual(report["trouble"], "")
                 self.assertLessEqual(report["worst"], 1, report["where"])
-                print(f"{report['name']:32} {report['compared']} tensors and outputs as PEFT's, worst "
-                      f"{report['worst']:.2f} of the tolerance")
+                print(f"{report['name']:32} {report['compared']} tensors and outputs are PEFT's, "
+                      f"worst {report['worst']:.2f} of the tolerance")
 
 
 def folds(truth):
