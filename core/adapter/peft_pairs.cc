@@ -175,6 +175,7 @@ bool PairPlanner::AddVectors(const PeftPair& pair, PlannedPart& part) {
 }
 
 std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, const PeftPair& pair) {
+  if (IsPrunedAway(path)) return std::nullopt;
   if (!checks_.Complete(pair, path, {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraE}) ||
       !CheckFactors(path, pair, /*convolution=*/false)) {
     return std::nullopt;
@@ -192,6 +193,17 @@ std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, con
   info.scale = info.alpha / (static_cast<double>(*config_.r) + kAdaLoraEpsilon);
   if (!AddVectors(pair, part)) return std::nullopt;
   return part;
+}
+
+// Training may leave a module without any rank: then nothing is added to its weight.
+bool PairPlanner::IsPrunedAway(const std::string& path) {
+  const auto kept = kept_ranks_.find(path);
+  if (kept == kept_ranks_.end() || kept->second > 0) return false;
+  problems_.Add(ConfigWarning(
+      config_, "rank_pattern",
+      fmt::format("{}: module {} was pruned to rank 0 and is left out", config_.file,
+                  Quoted(path))));
+  return true;
 }
 
 // The file holds what pruning left.

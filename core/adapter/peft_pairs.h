@@ -40,6 +40,7 @@ class PairPlanner {
   bool CheckGroups(const std::string& path, const SafetensorsEntry& a, const SafetensorsEntry& b);
   bool MakeExperts(const std::string& key, PlannedPart& part);
   bool ScaleByPatterns(const std::string& key, ModuleInfo& info);
+  bool IsPrunedAway(const std::string& path);
   bool CheckKeptRank(const std::string& path, const ModuleInfo& info);
   void RefuseRank(const std::string& path, const ModuleInfo& info, int64_t expected);
   bool AddVectors(const PeftPair& pair, PlannedPart& part);

@@ -81,8 +81,9 @@ def heavy_request(client, name, x, seconds):
 
 def delta_of(truth, path, x):
     """scale * B (A x) in float64."""
-    a, b = (factor.values() for factor in truth.modules[path])
-    return truth.scale(path) * (x @ a.T) @ b.T
+    pair = truth.modules[path]
+    a, b = pair.factors()
+    return pair.scale * (x @ a.T) @ b.T
 
 
 def exact_adapter(folder, modules, seed=0, **config):

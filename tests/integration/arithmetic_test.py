@@ -58,8 +58,7 @@ class ArithmeticTest(ServerTest):
         truth = self.truths[ref.name]
         if path not in truth.modules:
             return None
-        a, b = truth.modules[path]
-        return Term(x, a.values(), b.values(), truth.scale(path) * ref.weight, a.dtype)
+        return Term.of(truth.modules[path], x, ref.weight)
 
     def message(self, tensor, readable):
         return tensor.readable() if readable else tensor.proto()

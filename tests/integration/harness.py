@@ -145,6 +145,27 @@ class Client:
         return self.adapters.GetAdapter(
             adapter_service_pb2.GetAdapterRequest(name=name, **fields), timeout=PATIENCE).adapter
 
+    def tensors(self, name, module):
+        return self.adapters.GetAdapterTensors(
+            adapter_service_pb2.GetAdapterTensorsRequest(name=name, module=module),
+            timeout=PATIENCE)
+
+    def export(self, name, folder, **fields):
+        """Writes the files of the reply into `folder`; fails on any that is not as long as told."""
+        folder.mkdir()
+        sizes, files = {}, {}
+        for reply in self.adapters.ExportAdapter(
+                adapter_service_pb2.ExportAdapterRequest(name=name, **fields), timeout=PATIENCE):
+            if reply.HasField("file"):
+                current = reply.file.name
+                sizes[current], files[current] = reply.file.size, b""
+            else:
+                files[current] += reply.data
+        for file_name, content in files.items():
+            assert len(content) == sizes[file_name], f"{file_name} is not as long as announced"
+            (folder / file_name).write_bytes(content)
+        return folder
+
     def list(self, **fields):
         return self.adapters.ListAdapters(
             adapter_service_pb2.ListAdaptersRequest(**fields), timeout=PATIENCE)

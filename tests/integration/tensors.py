@@ -47,9 +47,10 @@ class Array:
                                  shape=self.shape, data=self.tobytes())
 
     def readable(self):
-        """As a message, with the content in `f32_values`."""
+        """As a message, with the content in `f32_values` or `int64_values`."""
+        content = "f32_values" if self.dtype in PRECISION else "int64_values"
         return tensor_pb2.Tensor(dtype=getattr(tensor_pb2, "DATA_TYPE_" + self.dtype),
-                                 shape=self.shape, f32_values=self.values().ravel())
+                                 shape=self.shape, **{content: self.values().ravel()})
 
 
 def array(values, dtype="F32"):
