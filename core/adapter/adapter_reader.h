@@ -23,7 +23,7 @@ namespace adapterd {
 struct SourceSpec {
   std::string source;           // below an adapter root
   std::string base_model;       // must equal the config's when both are set
-  std::string base_checkpoint;  // below a model root; empty: none
+  std::string base_checkpoint = "";  // below a model root; empty: none
 
   bool operator==(const SourceSpec&) const = default;
 };
