@@ -63,9 +63,9 @@ struct MergeOptions {
 // NON_FINITE_RESULT when a finite weight becomes infinite or NaN, unless allowed; `merged` is then
 // undefined. That is what a row without a norm becomes: see DoraGains.
 //
-// REQUIRES: shapes agree with the layout; ids are rows of the weight; dtypes are compute floats; `merged` is the memory of
-// `weight`, when they have one dtype, or overlaps neither it nor the replacement. With a magnitude:
-// exactly one term, and a replacement of all rows or of none.
+// REQUIRES: shapes agree with the layout; ids are rows of the weight; dtypes are compute floats;
+// `merged` is the memory of `weight`, when they have one dtype, or overlaps neither it nor the
+// replacement. With a magnitude: exactly one term, and a replacement of all rows or of none.
 // Threads and cancellation: as ApplyProjection.
 absl::StatusOr<MergeStats> MergeWeight(const Kernels& kernels, ThreadPool& pool,
                                        const MatrixView& weight, std::span<const MergeTerm> terms,
