@@ -134,7 +134,7 @@ std::optional<BaseGeometry> ParseBaseGeometry(std::string_view text, const std::
   const auto json = ParseConfigJson(QuoteNonFinite(text));
   if (!json.ok()) {
     const absl::string_view why = json.status().message();
-    problems.Add(Error(Reason::kMalformedConfig, fmt::format("{}: {}", file, std::string(why)))
+    problems.Add(Error(Reason::kMalformedConfig, fmt::format("{}: {}", file, std::string{why}))
                      .With("file", file));
     return std::nullopt;
   }

@@ -12,7 +12,7 @@
 namespace adapterd {
 
 inline constexpr std::string_view kBaseConfigFileName = "config.json";
-// Those with the names of 20,000 labels have 2 MB.
+// Those with the names of 10,000 labels, which kMaxConfigKeys still allows, have 1 MB.
 inline constexpr int64_t kMaxBaseConfigBytes = 10'000'000;
 // Of any size below: a thousand times the largest vocabulary, and the product of two still fits.
 inline constexpr int64_t kMaxGeometrySize = 1'000'000'000;

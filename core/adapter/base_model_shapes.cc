@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <string_view>
 
 #include "core/adapter/module_index.h"
+#include "core/base/quote.h"
 #include "core/tensor/shape.h"
 
 namespace adapterd {
@@ -103,7 +105,7 @@ std::string ExpectedShape(const ModuleInfo& module, const BaseGeometry& geometry
     case ModuleKind::kConv:
       return fmt::format("[{}, {}, a kernel of {} places]", out, in, module.kernel_elements);
     case ModuleKind::kReplacement:
-      return ShapeString(module.weight_shape);
+      return Printable(ShapeString(module.weight_shape));
   }
   return fmt::format("[{}, {}]", out, in);
 }

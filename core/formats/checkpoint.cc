@@ -78,7 +78,7 @@ absl::StatusOr<InputFile> OpenShard(const SourceFolder& folder, const std::strin
   if (file.ok() || GetErrorDetails(file.status()).reason != Reason::kSourceNotFound) return file;
   const absl::string_view why = file.status().message();
   return Error(Reason::kSourceNotFound,
-               fmt::format("{} names this shard: {}", Quoted(index_name), std::string(why)))
+               fmt::format("{} names this shard: {}", Quoted(index_name), std::string{why}))
       .With("file", Printable(folder.path() + "/" + name));
 }
 

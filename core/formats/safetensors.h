@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -56,19 +57,40 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view header
 // or a pickle.
 absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const InputFile& file);
 
-struct SafetensorsTensor {
+// A tensor that is to be written.
+struct SafetensorsSpec {
   std::string name;
   DType dtype = DType::kF32;
   Shape shape;
+};
+
+// A file without its data, as the reference writes it: tensors in descending order of DType, then
+// by name; header padded with spaces to a multiple of 8.
+struct SafetensorsLayout {
+  std::string start;          // length and header: all that comes before the data
+  std::vector<size_t> order;  // of the tensors' data, which follow without gaps
+  int64_t file_bytes = 0;
+};
+
+// INVALID_FIELD for duplicate or reserved names, text that is not UTF-8, and whatever exceeds a
+// limit above.
+absl::StatusOr<SafetensorsLayout> LayOutSafetensors(
+    const std::vector<SafetensorsSpec>& tensors,
+    const std::map<std::string, std::string>& metadata);
+
+struct SafetensorsTensor : SafetensorsSpec {
+  SafetensorsTensor(std::string tensor_name, DType tensor_dtype, Shape tensor_shape,
+                    std::span<const std::byte> tensor_data)
+      : SafetensorsSpec{std::move(tensor_name), tensor_dtype, std::move(tensor_shape)},
+        data(tensor_data) {}
+
   std::span<const std::byte> data;
 };
 
-// The bytes of a whole file, as the reference writes them: tensors in descending order of DType,
-// then by name; header padded with spaces to a multiple of 8. INVALID_FIELD for duplicate or
-// reserved names, text that is not UTF-8, data that is not shape x dtype, and whatever exceeds a
-// limit above.
+// The bytes of a whole file. INVALID_FIELD also for data that is not shape x dtype.
 absl::StatusOr<std::string> SerializeSafetensors(
-    std::vector<SafetensorsTensor> tensors, const std::map<std::string, std::string>& metadata);
+    const std::vector<SafetensorsTensor>& tensors,
+    const std::map<std::string, std::string>& metadata);
 
 }  // namespace adapterd
 

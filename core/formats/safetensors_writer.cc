@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <tuple>
@@ -22,8 +23,8 @@ Error InvalidTensor(std::string_view name, std::string_view problem) {
       .With("tensor", Printable(name));
 }
 
-// Nothing is written that our own reader would refuse.
-absl::Status CheckTensor(const SafetensorsTensor& tensor) {
+// Nothing is written that our own reader would refuse. Returns the size of its data.
+absl::StatusOr<int64_t> CheckTensor(const SafetensorsSpec& tensor) {
   if (tensor.name == "__metadata__") return InvalidTensor(tensor.name, "is a reserved name");
   if (tensor.name.size() > kMaxTensorNameBytes) {
     return InvalidTensor(tensor.name, fmt::format("has a name of {} bytes, more than {}",
@@ -32,11 +33,10 @@ absl::Status CheckTensor(const SafetensorsTensor& tensor) {
   if (tensor.shape.size() > kMaxTensorDims) {
     return InvalidTensor(tensor.name, fmt::format("has more than {} dimensions", kMaxTensorDims));
   }
-  const auto bytes = ByteCount(tensor.dtype, tensor.shape);
-  if (bytes.ok() && *bytes == static_cast<int64_t>(tensor.data.size())) return absl::OkStatus();
-  return InvalidTensor(tensor.name,
-                       fmt::format("{} bytes of data are not {} {}", tensor.data.size(),
-                                   DTypeName(tensor.dtype), Printable(ShapeString(tensor.shape))));
+  auto bytes = ByteCount(tensor.dtype, tensor.shape);
+  if (bytes.ok()) return bytes;
+  return InvalidTensor(tensor.name, fmt::format("{} {} is no size", DTypeName(tensor.dtype),
+                                                Printable(ShapeString(tensor.shape))));
 }
 
 absl::StatusOr<std::string> JsonString(std::string_view text) {
@@ -64,25 +64,27 @@ absl::Status AppendMetadata(const std::map<std::string, std::string>& metadata,
   return absl::OkStatus();
 }
 
-absl::Status CheckNamesDiffer(const std::vector<SafetensorsTensor>& tensors) {
+absl::Status CheckNamesDiffer(const std::vector<SafetensorsSpec>& tensors) {
   std::vector<std::string_view> names;
   names.reserve(tensors.size());
-  for (const SafetensorsTensor& tensor : tensors) names.push_back(tensor.name);
+  for (const SafetensorsSpec& tensor : tensors) names.push_back(tensor.name);
   std::sort(names.begin(), names.end());
   const auto twin = std::adjacent_find(names.begin(), names.end());
   if (twin == names.end()) return absl::OkStatus();
   return InvalidTensor(*twin, "is there twice");
 }
 
-// The JSON, padded so that the data begin on a multiple of 8.
-absl::StatusOr<std::string> MakeHeader(const std::vector<SafetensorsTensor>& tensors,
-                                       const std::map<std::string, std::string>& metadata) {
+// The JSON, padded so that the data begin on a multiple of 8, and the size of the data.
+absl::StatusOr<std::pair<std::string, int64_t>> MakeHeader(
+    const std::vector<SafetensorsSpec>& tensors, const std::vector<size_t>& order,
+    const std::map<std::string, std::string>& metadata) {
   std::string header = "{";
   if (!metadata.empty()) RETURN_IF_ERROR(AppendMetadata(metadata, header));
   int64_t begin = 0;
-  for (const SafetensorsTensor& tensor : tensors) {
-    RETURN_IF_ERROR(CheckTensor(tensor));
-    const auto end = CheckedAdd(begin, static_cast<int64_t>(tensor.data.size()));
+  for (const size_t i : order) {
+    const SafetensorsSpec& tensor = tensors[i];
+    ASSIGN_OR_RETURN(const int64_t bytes, CheckTensor(tensor));
+    const auto end = CheckedAdd(begin, bytes);
     if (!end) return InvalidTensor(tensor.name, "does not fit in any file");
     ASSIGN_OR_RETURN(const std::string name, JsonString(tensor.name));
     if (header.size() > 1) header.push_back(',');
@@ -98,31 +100,52 @@ absl::StatusOr<std::string> MakeHeader(const std::vector<SafetensorsTensor>& ten
     return Error(Reason::kInvalidField, fmt::format("the header would have {} bytes, more than {}",
                                                     header.size(), kMaxSafetensorsHeaderBytes));
   }
-  return header;
+  return std::pair(std::move(header), begin);
 }
 
 }  // namespace
 
-absl::StatusOr<std::string> SerializeSafetensors(
-    std::vector<SafetensorsTensor> tensors, const std::map<std::string, std::string>& metadata) {
+absl::StatusOr<SafetensorsLayout> LayOutSafetensors(
+    const std::vector<SafetensorsSpec>& tensors,
+    const std::map<std::string, std::string>& metadata) {
   if (static_cast<int64_t>(tensors.size()) > kMaxSafetensorsTensors) {
     return Error(Reason::kInvalidField,
                  fmt::format("more than {} tensors", kMaxSafetensorsTensors));
   }
   RETURN_IF_ERROR(CheckNamesDiffer(tensors));
-  std::sort(tensors.begin(), tensors.end(),
-            [](const SafetensorsTensor& a, const SafetensorsTensor& b) {
-              return std::tie(b.dtype, a.name) < std::tie(a.dtype, b.name);
-            });
-  ASSIGN_OR_RETURN(const std::string header, MakeHeader(tensors, metadata));
-  size_t data_bytes = 0;
-  for (const SafetensorsTensor& tensor : tensors) data_bytes += tensor.data.size();
-  std::string file;
-  file.reserve(kAlignment + header.size() + data_bytes);
-  for (size_t i = 0; i < kAlignment; ++i) file.push_back(static_cast<char>(header.size() >> 8 * i));
-  file.append(header);
+  SafetensorsLayout layout;
+  layout.order.resize(tensors.size());
+  std::iota(layout.order.begin(), layout.order.end(), 0);
+  std::sort(layout.order.begin(), layout.order.end(), [&](size_t a, size_t b) {
+    return std::tie(tensors[b].dtype, tensors[a].name) < std::tie(tensors[a].dtype, tensors[b].name);
+  });
+  ASSIGN_OR_RETURN(const auto header, MakeHeader(tensors, layout.order, metadata));
+  const auto& [json, data_bytes] = header;
+  for (size_t i = 0; i < kAlignment; ++i) {
+    layout.start.push_back(static_cast<char>(json.size() >> 8 * i));
+  }
+  layout.start.append(json);
+  layout.file_bytes = static_cast<int64_t>(layout.start.size()) + data_bytes;
+  return layout;
+}
+
+absl::StatusOr<std::string> SerializeSafetensors(
+    const std::vector<SafetensorsTensor>& tensors,
+    const std::map<std::string, std::string>& metadata) {
+  std::vector<SafetensorsSpec> specs;
+  for (const SafetensorsTensor& tensor : tensors) specs.push_back(tensor);
+  ASSIGN_OR_RETURN(SafetensorsLayout layout, LayOutSafetensors(specs, metadata));
   for (const SafetensorsTensor& tensor : tensors) {
-    file.append(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+    const auto bytes = ByteCount(tensor.dtype, tensor.shape);
+    if (bytes.ok() && *bytes == static_cast<int64_t>(tensor.data.size())) continue;
+    return InvalidTensor(tensor.name, fmt::format("{} bytes of data are not {} {}",
+                                                  tensor.data.size(), DTypeName(tensor.dtype),
+                                                  Printable(ShapeString(tensor.shape))));
+  }
+  std::string file = std::move(layout.start);
+  file.reserve(static_cast<size_t>(layout.file_bytes));
+  for (const size_t i : layout.order) {
+    file.append(reinterpret_cast<const char*>(tensors[i].data.data()), tensors[i].data.size());
   }
   return file;
 }

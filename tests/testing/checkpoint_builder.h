@@ -2,6 +2,8 @@
 #ifndef ADAPTERD_TESTS_TESTING_CHECKPOINT_BUILDER_H_
 #define ADAPTERD_TESTS_TESTING_CHECKPOINT_BUILDER_H_
 
+#include <fmt/format.h>
+
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -37,7 +39,7 @@ class CheckpointBuilder {
 
   const CheckpointBuilder& Write(const TempDir& dir, const std::string& folder) const {
     for (const auto& [file, tensors] : files_) {
-      dir.Write(folder + "/" + file, FileOf(tensors));
+      dir.Write(fmt::format("{}/{}", folder, file), FileOf(tensors));
     }
     if (files_.contains("model.safetensors")) return *this;
     const nlohmann::json index = {{"metadata", {{"total_size", 1}}}, {"weight_map", weight_map_}};
@@ -55,6 +57,7 @@ class CheckpointBuilder {
 
   static std::string FileOf(const std::vector<OwnedTensor>& owned) {
     std::vector<SafetensorsTensor> tensors;
+    tensors.reserve(owned.size());
     for (const OwnedTensor& tensor : owned) {
       tensors.push_back({tensor.name, tensor.dtype, tensor.shape,
                          std::as_bytes(std::span<const char>(tensor.bytes))});
