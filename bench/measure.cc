@@ -120,6 +120,7 @@ absl::StatusOr<std::vector<Timing>> MeasureInTurns(const MeasureOptions& options
     for (Side& side : sides) RETURN_IF_ERROR(side.Burst());
   }
   std::vector<Timing> timings;
+  timings.reserve(sides.size());
   for (Side& side : sides) timings.push_back(std::move(side).Summary(options.cpu_time));
   return timings;
 }

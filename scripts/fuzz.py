@@ -175,7 +175,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=20, help="for each target")
     parser.add_argument("--jobs", type=int, default=1, help="fuzzers at a time")
     parser.add_argument("--seed", type=int, help="repeat a run, from the seeds alone")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:
         parser.error(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")

@@ -52,9 +52,9 @@ void RequireAsWritten(const PeftConfig& config, std::string_view text) {
               "rank patterns keep their order");
     }
   }
-  Note(kPeftConfig, kAccepted);
+  Note(PeftConfigTarget(), kAccepted);
   if (!config.rank_pattern->empty() || !config.alpha_pattern->empty()) {
-    Note(kPeftConfig, kPatterns);
+    Note(PeftConfigTarget(), kPatterns);
   }
 }
 
@@ -81,7 +81,7 @@ void RequireLimits(const PeftConfig& config) {
 void Run(std::string_view input) {
   ProblemList problems;
   const auto config = ParsePeftConfig(input, "adapter_config.json", problems);
-  RequireGoodProblems(kPeftConfig, problems,
+  RequireGoodProblems(PeftConfigTarget(), problems,
                       {Reason::kMalformedConfig, Reason::kUnsupportedAdapter});
   if (!config) return Require(problems.has_errors(), "no config comes without an error");
   RequireLimits(*config);
@@ -93,6 +93,9 @@ void Run(std::string_view input) {
 
 }  // namespace
 
-const Target kPeftConfig = {"peft_config", Run, kDeepChecks};
+const Target& PeftConfigTarget() {
+  static constexpr Target kTarget = {"peft_config", Run, kDeepChecks};
+  return kTarget;
+}
 
 }  // namespace adapterd::fuzz

@@ -67,19 +67,22 @@ void Run(std::string_view input) {
   if (wrapper != given.end()) {
     Require(std::find(module.begin(), module.end(), "_orig_mod") == module.end(),
             "no wrapper is left in a module's path");
-    Note(kPeftKey, kWrapped);
+    Note(PeftKeyTarget(), kWrapped);
   }
   if (!IsRejoinable(key.kind)) {
-    if (key.kind != PeftTensorKind::kUnknown) Note(kPeftKey, kOther);
+    if (key.kind != PeftTensorKind::kUnknown) Note(PeftKeyTarget(), kOther);
     return;
   }
   RequireSame(key, ParsePeftKey(Join(key)), "a joined key parses to itself");
-  Note(kPeftKey, key.kind == PeftTensorKind::kLoraBias ? kBias : kFactor);
-  if (!key.adapter_name.empty()) Note(kPeftKey, kAdapterName);
+  Note(PeftKeyTarget(), key.kind == PeftTensorKind::kLoraBias ? kBias : kFactor);
+  if (!key.adapter_name.empty()) Note(PeftKeyTarget(), kAdapterName);
 }
 
 }  // namespace
 
-const Target kPeftKey = {"peft_key", Run, kDeepChecks};
+const Target& PeftKeyTarget() {
+  static constexpr Target kTarget = {"peft_key", Run, kDeepChecks};
+  return kTarget;
+}
 
 }  // namespace adapterd::fuzz

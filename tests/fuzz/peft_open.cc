@@ -98,17 +98,20 @@ void Run(std::string_view input) {
     if (plan) {
       RequireModules(*config, plan->manifest);
       RequireEveryTensor(*plan, *header);
-      Note(kPeftOpen, kPlanned);
+      Note(PeftOpenTarget(), kPlanned);
     }
   }
   RequireGoodProblems(
-      kPeftOpen, problems,
+      PeftOpenTarget(), problems,
       {Reason::kMalformedConfig, Reason::kUnsupportedAdapter, Reason::kMalformedTensorFile,
        Reason::kUnsupportedDtype, Reason::kInvalidAdapter});
 }
 
 }  // namespace
 
-const Target kPeftOpen = {"peft_open", Run, kDeepChecks};
+const Target& PeftOpenTarget() {
+  static constexpr Target kTarget = {"peft_open", Run, kDeepChecks};
+  return kTarget;
+}
 
 }  // namespace adapterd::fuzz

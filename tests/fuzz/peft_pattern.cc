@@ -43,7 +43,8 @@ auto Timed(Call call) {
 
 template <typename T>
 bool RequireGood(const absl::StatusOr<T>& result) {
-  if (!result.ok()) RequireGoodError(kPeftPattern, result.status(), {Reason::kMalformedConfig});
+  if (!result.ok())
+    RequireGoodError(PeftPatternTarget(), result.status(), {Reason::kMalformedConfig});
   return result.ok();
 }
 
@@ -57,9 +58,9 @@ void MatchPath(const PythonRegex& regex, std::string_view path) {
   if (RequireGood(group) && match.ok()) {
     Require(group->has_value() == *match, "a group is there exactly with a match");
     if (*group) Require(path.find(**group) != std::string_view::npos, "a group is a part of it");
-    if (*group) Note(kPeftPattern, kGroup);
+    if (*group) Note(PeftPatternTarget(), kGroup);
   }
-  if (match.ok() && *match) Note(kPeftPattern, kMatched);
+  if (match.ok() && *match) Note(PeftPatternTarget(), kMatched);
 }
 
 // re.escape
@@ -111,14 +112,15 @@ void AskPatterns(const std::vector<std::string_view>& parts) {
     const auto ranks = Timed([&] { return patterns.RanksOf(parts[i]); });
     const auto alphas = patterns.AlphasOf(parts[i]);
     if (!targeted || !ranks) Require(problems.has_errors(), "what cannot be known has its reason");
-    if (targeted == true) Note(kPeftPattern, kTargeted);
-    if (ranks)
+    if (targeted == true) Note(PeftPatternTarget(), kTargeted);
+    if (ranks) {
       Require(*ranks == std::vector<int64_t>{4} || *ranks == std::vector<int64_t>{8},
               "a rank is the pattern's or the default");
-    if (ranks && ranks->front() == 4) Note(kPeftPattern, kRank);
+    }
+    if (ranks && ranks->front() == 4) Note(PeftPatternTarget(), kRank);
     Require(alphas == std::vector<double>{8}, "without patterns an alpha is the default");
   }
-  RequireGoodProblems(kPeftPattern, problems, {Reason::kMalformedConfig});
+  RequireGoodProblems(PeftPatternTarget(), problems, {Reason::kMalformedConfig});
 }
 
 void Run(std::string_view input) {
@@ -134,6 +136,9 @@ void Run(std::string_view input) {
 
 }  // namespace
 
-const Target kPeftPattern = {"peft_pattern", Run, kDeepChecks};
+const Target& PeftPatternTarget() {
+  static constexpr Target kTarget = {"peft_pattern", Run, kDeepChecks};
+  return kTarget;
+}
 
 }  // namespace adapterd::fuzz

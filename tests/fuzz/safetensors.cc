@@ -88,6 +88,7 @@ std::map<std::string, Content> ContentOf(const SafetensorsHeader& header, std::s
 std::string WriteAgain(const std::map<std::string, Content>& content,
                        const std::map<std::string, std::string>& metadata) {
   std::vector<SafetensorsTensor> tensors;
+  tensors.reserve(content.size());
   for (const auto& [name, tensor] : content) {
     tensors.push_back({name, tensor.dtype, tensor.shape, std::as_bytes(std::span(tensor.bytes))});
   }
@@ -116,9 +117,9 @@ void FitData(std::string_view input) {
     const auto header = ParseSafetensorsHeader(json.substr(0, end + 1), *file_bytes, kFileName);
     if (header.ok()) {
       RequireLayout(*header, *file_bytes);
-      Note(kSafetensors, kFitted);
+      Note(SafetensorsTarget(), kFitted);
     } else {
-      RequireGoodError(kSafetensors, header.status(),
+      RequireGoodError(SafetensorsTarget(), header.status(),
                        {Reason::kMalformedTensorFile, Reason::kUnsupportedDtype});
     }
   }
@@ -129,7 +130,7 @@ void Run(std::string_view input) {
   const auto header = ReadSafetensorsHeader(MakeFile(input));
   if (!header.ok()) {
     return RequireGoodError(
-        kSafetensors, header.status(),
+        SafetensorsTarget(), header.status(),
         {Reason::kMalformedTensorFile, Reason::kUnsupportedDtype, Reason::kUnsafeFormat});
   }
   RequireLayout(*header, static_cast<int64_t>(input.size()));
@@ -144,11 +145,14 @@ void Run(std::string_view input) {
   for (const size_t length : {input.size() - 1, size_t{8}}) {
     Require(!ReadSafetensorsHeader(MakeFile(input.substr(0, length))).ok(), "a cut is noticed");
   }
-  if (!content.empty()) Note(kSafetensors, kRoundTrip);
+  if (!content.empty()) Note(SafetensorsTarget(), kRoundTrip);
 }
 
 }  // namespace
 
-const Target kSafetensors = {"safetensors", Run, kDeepChecks};
+const Target& SafetensorsTarget() {
+  static constexpr Target kTarget = {"safetensors", Run, kDeepChecks};
+  return kTarget;
+}
 
 }  // namespace adapterd::fuzz

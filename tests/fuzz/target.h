@@ -22,19 +22,19 @@ struct Target {
 };
 
 // A whole weights file. What the reader accepts, the writer writes and the reader reads again.
-extern const Target kSafetensors;
+const Target& SafetensorsTarget();
 // The text of an adapter_config.json.
-extern const Target kPeftConfig;
+const Target& PeftConfigTarget();
 // The name of one tensor.
-extern const Target kPeftKey;
+const Target& PeftKeyTarget();
 // A regular expression of a config, then the module paths to match, divided by NUL.
-extern const Target kPeftPattern;
+const Target& PeftPatternTarget();
 // The text of a config, NUL, the JSON of a weights file's header: a folder as it is opened.
-extern const Target kPeftOpen;
+const Target& PeftOpenTarget();
 
 std::span<const Target* const> AllTargets();
 
-// Counts of this process, for one target at a time. One thread.
+// Counts of this process. A check is told by its name in the table, which outlives it. One thread.
 void NoteMessage(const Target& target, std::string_view message);
 void Note(const Target& target, std::string_view deep_check);
 int64_t TimesReached(const Target& target, std::string_view deep_check);

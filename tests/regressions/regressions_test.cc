@@ -1,5 +1,6 @@
 // Every stored input, through the function that the fuzzer calls. What a fuzzer once found stays
 // here; the other inputs lead to the deep checks, which must stay in reach.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -38,8 +39,7 @@ std::vector<StoredInput> AllInputs() {
 
 // "safetensors_hole"
 std::string InputName(const ::testing::TestParamInfo<StoredInput>& info) {
-  std::string name(info.param.target->name);
-  name += "_" + info.param.file.stem().string();
+  std::string name = fmt::format("{}_{}", info.param.target->name, info.param.file.stem().string());
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
