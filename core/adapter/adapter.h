@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/adapter/module_index.h"
+#include "core/adapter/peft_traits.h"
 #include "core/tensor/tensor.h"
 
 namespace adapterd {
@@ -30,6 +31,7 @@ struct ModuleInfo {
   int64_t out_features = 0;
   int64_t rank = 0;             // of one pair
   int64_t experts = 0;          // kExperts: how many pairs there are
+  Shape kernel;                 // kConv: [3, 3]
   int64_t kernel_elements = 1;  // kConv: places of one kernel (3x3: 9)
   double alpha = 0;
   double scale = 0;  // the factor on B A
@@ -40,10 +42,17 @@ struct ModuleInfo {
   bool has_lora_bias = false;  // B's own bias [out_features]: delta y = scale * (B A x + bias)
   bool has_magnitude = false;  // DoRA [out_features]
   bool replaces_bias = false;  // the file holds the layer's bias [out_features]
+  DType lora_bias_dtype = DType::kF32;
+  DType magnitude_dtype = DType::kF32;
+  DType bias_dtype = DType::kF32;
+  Shape magnitude_shape;  // in the file; of a convolution [1, out_features, 1, 1]
   // kReplacement: the weight that takes the base's place. Empty shape: only the bias is replaced.
   DType weight_dtype = DType::kF32;
   Shape weight_shape;
   std::vector<int64_t> token_ids;  // not empty: weight holds these rows alone, [ids, out_features]
+  // The base model's tensor is not <path>.weight but a parameter: of the module that the path names
+  // up to its last component, or of the module itself when it is called "weight".
+  std::string parameter;
 
   int64_t columns() const { return in_features * kernel_elements; }  // of A
   int64_t pairs() const {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/adapter/peft_methods.h"
+#include "core/adapter/peft_traits.h"
 #include "core/adapter/problems.h"
 
 namespace adapterd {
@@ -46,30 +47,16 @@ struct ModuleNames {
 template <typename Number>
 using ModulePatterns = std::vector<std::pair<std::string, Number>>;
 
-// Which biases of the base model the file replaces.
-enum class PeftBias { kNone, kAll, kLoraOnly };
-
-// trainable_token_indices: row i of a layer's tensor replaces row ids[i] of that embedding. The ids
-// of a layer are distinct.
-struct TrainedTokens {
-  // The file has a plain list: the ids belong to the input embedding of the model, whatever its
-  // name. `layers` then has one entry, under the name that PEFT takes when it finds no other.
-  bool of_input_embedding = false;
-  std::vector<std::pair<std::string, std::vector<int64_t>>> layers;  // in the order of the file
-};
-
 // Values that are absent or were refused hold PEFT's defaults, but for the optional ones: those say
 // that what depends on them cannot be checked.
-struct PeftConfig {
+struct PeftConfig : PeftTraits {
   std::string file;  // what problems call it
   PeftMethod method = PeftMethod::kLora;
   std::string base_model;
-  std::string task_type;
   std::string peft_version;
   std::optional<int64_t> r = 8;  // AdaLoRA: init_r, the divisor of its scale
   // AdaLoRA: the factor on B (E A) / init_r, above 0. VeRA has none: its factor is 1.
   std::optional<double> lora_alpha = 8;
-  bool use_rslora = false;  // never with AdaLoRA, which ignores it
   double lora_dropout = 0;
   std::optional<ModuleNames> target_modules;
   ModuleNames exclude_modules;
@@ -79,16 +66,10 @@ struct PeftConfig {
   std::optional<ModulePatterns<double>> alpha_pattern{std::in_place};  // LoRA
   // AdaLoRA: whole path -> rank in the file, 0 to init_r. Modules that are not named have init_r.
   std::optional<ModulePatterns<int64_t>> kept_ranks{std::in_place};
-  bool fan_in_fan_out = false;  // says how the base weight is stored; changes no factor
 
   bool use_dora = false;
   bool lora_bias = false;
-  PeftBias bias = PeftBias::kNone;
-  std::vector<std::string> modules_to_save;  // ends of paths of modules that the file replaces
-  TrainedTokens trained_tokens;
   std::vector<std::string> target_parameters;  // ends of paths of parameters
-  // [start, end) of layers of the base model; the paths in the file count through these.
-  std::vector<std::pair<int64_t, int64_t>> layer_replication;
 
   // Keys that were refused as not supported: they explain the tensors that come with them.
   std::set<std::string, std::less<>> unsupported_keys;

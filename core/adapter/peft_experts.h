@@ -28,6 +28,9 @@ struct BaseFacts {
 absl::StatusOr<std::vector<std::string>> TargetedParameters(
     std::string_view module, const std::vector<std::string>& target_parameters);
 
+// Whether `left` is registered before `right`. REQUIRES: TargetedParameters has ordered them.
+bool IsRegisteredBefore(std::string_view left, std::string_view right);
+
 // How wide the stored factors are: lora_A [experts x rank, a_columns], lora_B [b_rows, experts x
 // rank].
 struct ExpertFactors {

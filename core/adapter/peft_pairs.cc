@@ -37,7 +37,8 @@ PlannedPart StartPair(const std::string& path, ModuleKind kind, const PeftPair& 
   info.rank = a.shape[0];
   info.in_features = a.shape[1];
   info.out_features = b.shape[0];
-  for (size_t i = 2; i < a.shape.size(); ++i) info.kernel_elements *= a.shape[i];
+  info.kernel.assign(a.shape.begin() + 2, a.shape.end());
+  for (const int64_t places : info.kernel) info.kernel_elements *= places;
   info.lora_a_dtype = a.dtype;
   info.lora_b_dtype = b.dtype;
   info.lora_a_tensor = a.name;
@@ -159,19 +160,23 @@ bool PairPlanner::ScaleByPatterns(const std::string& key, ModuleInfo& info) {
 
 bool PairPlanner::AddVectors(const PeftPair& pair, PlannedPart& part) {
   ModuleInfo& info = part.info;
-  for (const TensorRole role : {TensorRole::kMagnitude, TensorRole::kLoraBias}) {
-    const SafetensorsEntry* vector = pair.Get(role);
-    if (vector == nullptr) continue;
+  const auto replaced = tensors_.replacements.find(info.path);
+  const auto add = [&](const SafetensorsEntry* vector, TensorRole role, bool& has, DType& dtype) {
+    if (vector == nullptr) return true;
     if (!checks_.Vector(*vector, info.path, info.out_features)) return false;
     part.Add(*vector, role);
-    (role == TensorRole::kMagnitude ? info.has_magnitude : info.has_lora_bias) = true;
-  }
-  const auto replaced = tensors_.replacements.find(info.path);
-  if (replaced == tensors_.replacements.end() || replaced->second.bias == nullptr) return true;
-  if (!checks_.Vector(*replaced->second.bias, info.path, info.out_features)) return false;
-  part.Add(*replaced->second.bias, TensorRole::kBias);
-  info.replaces_bias = true;
-  return true;
+    has = true;
+    dtype = vector->dtype;
+    return true;
+  };
+  const SafetensorsEntry* magnitude = pair.Get(TensorRole::kMagnitude);
+  if (magnitude != nullptr) info.magnitude_shape = magnitude->shape;
+  const SafetensorsEntry* bias =
+      replaced == tensors_.replacements.end() ? nullptr : replaced->second.bias;
+  return add(magnitude, TensorRole::kMagnitude, info.has_magnitude, info.magnitude_dtype) &&
+         add(pair.Get(TensorRole::kLoraBias), TensorRole::kLoraBias, info.has_lora_bias,
+             info.lora_bias_dtype) &&
+         add(bias, TensorRole::kBias, info.replaces_bias, info.bias_dtype);
 }
 
 std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, const PeftPair& pair) {
@@ -319,6 +324,7 @@ std::optional<PlannedPart> PairPlanner::PlanParameter(const std::string& path, i
   // A router's weight is a linear layer like any other.
   const bool is_weight = parameter == "weight";
   PlannedPart part = StartPair(is_weight ? path : key, ModuleKind::kLinear, pair);
+  part.info.parameter = parameter;
   if (!is_weight && !MakeExperts(key, part)) return std::nullopt;
   if (!ScaleByPatterns(key, part.info)) return std::nullopt;
   return part;

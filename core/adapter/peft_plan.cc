@@ -53,6 +53,7 @@ PeftPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
   plan.manifest.method = MethodName(config);
   plan.manifest.base_model = config.base_model;
   plan.manifest.lora_dropout = config.lora_dropout;
+  plan.manifest.peft = config;
   std::vector<std::string> paths;
   for (PlannedPart& part : parts) {
     SortByOffset(part.tensors.tensors);

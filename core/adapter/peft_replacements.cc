@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "core/adapter/peft_keys.h"
 #include "core/base/quote.h"
 
 namespace adapterd {
@@ -64,6 +65,8 @@ Part PlanWhole(const std::string& path, const SafetensorsEntry* weight,
   ModuleInfo& info = part.info;
   if (weight != nullptr) {
     if (!checks.Values(*weight, path, "at least one element")) return std::nullopt;
+    const bool is_weight = ParsePeftKey(weight->name).kind == PeftTensorKind::kWeight;
+    if (!is_weight) info.parameter = TargetOf(path);
     info.weight_dtype = weight->dtype;
     info.weight_shape = weight->shape;
     info.out_features = weight->shape.empty() ? 1 : weight->shape[0];
@@ -75,6 +78,7 @@ Part PlanWhole(const std::string& path, const SafetensorsEntry* weight,
     if (!checks.Vector(*bias, path, size)) return std::nullopt;
     info.out_features = size;
     info.replaces_bias = true;
+    info.bias_dtype = bias->dtype;
     if (weight == nullptr) info.weight_dtype = bias->dtype;
     part.Add(*bias, TensorRole::kBias);
   }
