@@ -179,7 +179,7 @@ class Content(Refusals):
     def test_broken_configs_are_refused_with_the_key(self):
         weights = tensors_of(SMALL)
         for change in ({"r": 0}, {"r": None}, {"r": "2"}, {"r": -1}, {"lora_alpha": None},
-                       {"lora_alpha": "3"}, {"target_modules": None}, {"target_modules": []},
+                       {"lora_alpha": "3"}, {"target_modules": []},
                        {"target_modules": ...}, {"target_modules": 7}, {"peft_type": ...},
                        {"use_rslora": "yes"}, {"rank_pattern": [1]}):
             key = next(iter(change))
@@ -188,11 +188,13 @@ class Content(Refusals):
         for text in ("", "{", "[]", "null", "\ufeff{}", '{"peft_type": "LORA",}'):
             with self.subTest(text):
                 self.refuse_folder(CONFIG, text, weights)
-        for change in ({"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"},
-                       {"init_lora_weights": "pissa"}, {"brand_new_switch": True}):
+        for change in ({"peft_type": "LOHA"}, {"use_qalora": True},
+                       {"alora_invocation_tokens": [1]}, {"init_lora_weights": "pissa"},
+                       {"brand_new_switch": True}):
             key = next(iter(change))
             with self.subTest(change):
                 self.refuse_folder(UNSUPPORTED, config_of(SMALL, **change), weights, key)
+        self.refuse_folder(ADAPTER, config_of(SMALL, use_dora=True), weights, "magnitude")
 
     def test_tensors_that_are_no_pairs_are_refused_by_name(self):
         good = tensors_of(SMALL)

@@ -8,7 +8,8 @@ import unittest
 import grpc
 import numpy as np
 
-from adapters import HEAVY, Q0, delta_of, exact_adapter, heavy_request, write_adapter
+from adapters import (HEAVY, Q0, SMALL, config_of, delta_of, exact_adapter, heavy_request, tensors_of,
+                      write_adapter, write_files)
 from harness import ServerTest, apply_request, failure_of, find_tool, until
 from tensors import array, from_proto
 import health_pb2
@@ -84,7 +85,7 @@ class StartTest(ServerTest):
     def test_adapters_of_the_command_line_are_served_or_end_the_start(self):
         root = self.folder()
         write_adapter(root / "a")
-        write_adapter(root / "broken", lora_alpha=None)
+        write_files(root / "broken", config_of(SMALL, lora_alpha=None), tensors_of(SMALL))
         flags = [f"--adapter-root=main={root}"]
         server = self.start(*flags, "--load=one=main:a", "--load=two=main:a")
         self.assertEqual([a.name for a in server.client.list().adapters], ["one", "two"])
