@@ -39,11 +39,6 @@ absl::Status Invalid(const std::string& field, const std::string& expected,
       .With("actual", clamped);
 }
 
-absl::Status NotImplemented(const std::string& field) {
-  return Error(Reason::kNotImplemented, fmt::format("{} is not implemented", field))
-      .With("field", field);
-}
-
 bool IsDigest(const std::string& text) {
   return text.size() == kDigestDigits &&
          text.find_first_not_of("0123456789abcdef") == std::string::npos;
@@ -159,6 +154,11 @@ void FillFromManifest(const AdapterManifest& manifest, v1::Adapter& out) {
 }
 
 }  // namespace
+
+absl::Status NotImplemented(const std::string& field) {
+  return Error(Reason::kNotImplemented, fmt::format("{} is not implemented", field))
+      .With("field", field);
+}
 
 absl::Status CheckAdapterName(const std::string& name, const std::string& field) {
   if (IsName(name)) return absl::OkStatus();

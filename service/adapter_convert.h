@@ -16,6 +16,9 @@ inline constexpr int kMaxLabels = 64;
 inline constexpr size_t kMaxLabelKeyBytes = 317;  // prefix of 253, "/", name of 63
 inline constexpr size_t kMaxLabelValueBytes = 63;
 
+// NOT_IMPLEMENTED, for a field that is set.
+absl::Status NotImplemented(const std::string& field);
+
 // INVALID_FIELD unless [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
 absl::Status CheckAdapterName(const std::string& name, const std::string& field);
 
@@ -25,7 +28,7 @@ absl::StatusOr<AdapterRef> RefFromProto(const v1::AdapterRef& ref, const std::st
 // The factor that a reference asks for; INVALID_FIELD when it is not finite.
 absl::StatusOr<double> WeightFromProto(const v1::AdapterRef& ref, const std::string& field);
 
-// INVALID_FIELD, or NOT_IMPLEMENTED when `expert` is set.
+// INVALID_FIELD.
 absl::StatusOr<ModuleSelector> SelectorFromProto(const v1::ModuleSelector& selector,
                                                  const std::string& field);
 

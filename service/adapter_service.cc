@@ -5,7 +5,9 @@
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "service/adapter_convert.h"
+#include "service/adapter_export.h"
 #include "service/adapter_listing.h"
+#include "service/stream_call.h"
 
 namespace adapterd {
 namespace {
@@ -72,6 +74,8 @@ AdapterService::AdapterService(ControlPlane& plane)
       get_(plane.environment.metrics.Rpc(kService, "GetAdapter")),
       list_(plane.environment.metrics.Rpc(kService, "ListAdapters")),
       unload_(plane.environment.metrics.Rpc(kService, "UnloadAdapter")),
+      tensors_(plane.environment.metrics.Rpc(kService, "GetAdapterTensors")),
+      export_(plane.environment.metrics.Rpc(kService, "ExportAdapter")),
       info_(plane.environment.metrics.Rpc(kService, "GetServerInfo")) {}
 
 std::shared_ptr<RpcCall> AdapterService::Start(RpcMetrics& metrics,
@@ -186,6 +190,53 @@ grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerCont
     plane_.registry.Cancel(ticket);
     if (call->Claim()) call->Answer(absl::CancelledError("the caller went away"));
   });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdapterService::GetAdapterTensors(
+    grpc::CallbackServerContext* context, const v1::GetAdapterTensorsRequest* request,
+    v1::GetAdapterTensorsResponse* response) {
+  auto call = Start(tensors_, context, *request);
+  if (call->answered()) return call.get();
+  if (absl::Status status = CheckAdapterName(request->name(), "name"); !status.ok()) {
+    Refuse(*call, status);
+    return call.get();
+  }
+  auto ticket = plane_.registry.Acquire(
+      {{request->name(), ""}},
+      [this, call, request, response](absl::StatusOr<std::vector<AdapterHandle>> handles) {
+        // Unpacking takes a moment: not on the thread of whoever ended the wait.
+        plane_.io_pool.Submit([call, request, response, handles = std::move(handles)]() mutable {
+          call->Run(*response, [&]() -> absl::Status {
+            RETURN_IF_ERROR(handles.status());
+            const AdapterHandle handle = std::move(handles->front());
+            return FillTensors(*call, *request, handle, *response);
+          });
+        });
+      });
+  call->WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
+  return call.get();
+}
+
+grpc::ServerWriteReactor<v1::ExportAdapterResponse>* AdapterService::ExportAdapter(
+    grpc::CallbackServerContext* context, const v1::ExportAdapterRequest* request) {
+  using Call = StreamCall<v1::ExportAdapterResponse>;
+  auto call = Call::Start(plane_.environment, export_, Plane::kControl, context, *request);
+  if (const absl::Status checked = CheckExport(*request); !checked.ok()) {
+    call->Run([&] { return checked; });
+    return call.get();
+  }
+  auto ticket = plane_.registry.Acquire(
+      {{request->name(), ""}}, [this, call](absl::StatusOr<std::vector<AdapterHandle>> handles) {
+        plane_.export_pool.Submit([call, handles = std::move(handles)]() mutable {
+          call->Run([&]() -> absl::Status {
+            RETURN_IF_ERROR(handles.status());
+            const AdapterHandle handle = std::move(handles->front());
+            return WriteExport(handle, [&](const auto& message) { return call->Write(message); });
+          });
+        });
+      });
+  call->WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
   return call.get();
 }
 

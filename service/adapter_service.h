@@ -18,6 +18,7 @@ struct ControlPlane {
   AdapterRegistry& registry;
   ThreadPool& io_pool;                    // reads files
   ThreadPool& control_pool;               // builds listings; never waits
+  ThreadPool& export_pool;                // writes exports; waits for clients
   const v1::GetServerInfoResponse& info;  // constant
   const std::atomic<bool>& draining;
 };
@@ -42,6 +43,11 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   grpc::ServerUnaryReactor* UnloadAdapter(grpc::CallbackServerContext* context,
                                           const v1::UnloadAdapterRequest* request,
                                           v1::UnloadAdapterResponse* response) override;
+  grpc::ServerUnaryReactor* GetAdapterTensors(grpc::CallbackServerContext* context,
+                                              const v1::GetAdapterTensorsRequest* request,
+                                              v1::GetAdapterTensorsResponse* response) override;
+  grpc::ServerWriteReactor<v1::ExportAdapterResponse>* ExportAdapter(
+      grpc::CallbackServerContext* context, const v1::ExportAdapterRequest* request) override;
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
                                           const v1::GetServerInfoRequest* request,
                                           v1::GetServerInfoResponse* response) override;
@@ -56,6 +62,8 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   RpcMetrics& get_;
   RpcMetrics& list_;
   RpcMetrics& unload_;
+  RpcMetrics& tensors_;
+  RpcMetrics& export_;
   RpcMetrics& info_;
 };
 

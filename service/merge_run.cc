@@ -1,6 +1,7 @@
 #include "service/merge_run.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <deque>
 
@@ -52,8 +53,8 @@ std::string Expected(const ModuleInfo& info, WeightLayout layout) {
       return info.token_ids.empty() ? ShapeString(info.weight_shape)
                                     : fmt::format("[token ids, {}]", info.out_features);
     case ModuleKind::kConv:
-      return fmt::format("[{}, {}, kernel of {}]", info.out_features, info.in_features,
-                         info.kernel_elements);
+      return fmt::format("[{}, {}, {}]", info.out_features, info.in_features,
+                         fmt::join(info.kernel.begin(), info.kernel.end(), ", "));
     default:
       return layout == WeightLayout::kOutIn
                  ? ShapeString(Shape{info.out_features, info.in_features})
@@ -71,13 +72,12 @@ bool FitsReplacement(const ModuleInfo& info, const Shape& shape) {
   return true;
 }
 
+// Where the kernel is one element, a linear layer's weight fits too.
 bool FitsConvolution(const ModuleInfo& info, const Shape& shape) {
-  if (shape.size() < 2 || shape[0] != info.out_features || shape[1] != info.in_features) {
-    return false;
-  }
-  int64_t kernel = 1;
-  for (size_t i = 2; i < shape.size(); ++i) kernel *= shape[i];
-  return kernel == info.kernel_elements;
+  Shape expected = {info.out_features, info.in_features};
+  if (info.kernel_elements == 1 && shape == expected) return true;
+  expected.insert(expected.end(), info.kernel.begin(), info.kernel.end());
+  return shape == expected;
 }
 
 // The weight as the module's matrix, in the base model's own layout: that of embeddings and

@@ -22,6 +22,7 @@
 namespace adapterd {
 namespace {
 
+constexpr int kExportThreads = 4;   // a slow client holds one
 constexpr int kIoThreads = 4;       // enough to keep a disk busy
 constexpr int kControlThreads = 1;  // listings are short and never wait
 // gRPC's own limit lies above ours, so that a message somewhat too large gets our error.
@@ -116,7 +117,8 @@ class Server::Parts {
         info(ServerInfo(options, kernels, *adapters, *models)),
         workers("compute", options.threads, PrepareComputeThread),
         control_pool("control", kControlThreads),
-        control_plane{environment, registry, io_pool, control_pool, info, draining},
+        export_pool("export", kExportThreads),
+        control_plane{environment, registry, io_pool, control_pool, export_pool, info, draining},
         data_plane{environment, registry, kernels, workers, admission},
         adapter_service(control_plane),
         projection_service(data_plane),
@@ -139,6 +141,7 @@ class Server::Parts {
   const v1::GetServerInfoResponse info;
   ThreadPool workers;
   ThreadPool control_pool;
+  ThreadPool export_pool;
   ControlPlane control_plane;
   DataPlane data_plane;
   AdapterService adapter_service;

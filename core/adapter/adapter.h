@@ -73,6 +73,7 @@ struct AdapterManifest {
   // By path, bytewise. Two may share a path: a pair, and behind it the weight that it is added to.
   std::vector<ModuleInfo> modules;
   ModuleIndex index;  // over modules; of one path's two, the pair
+  PeftTraits peft;
 
   int64_t parameter_count() const;
   int64_t original_parameter_count() const;         // sum of in x out

@@ -21,8 +21,8 @@ namespace adapterd {
 
 // What decides how a source is read.
 struct SourceSpec {
-  std::string source;           // below an adapter root
-  std::string base_model;       // must equal the config's when both are set
+  std::string source;                // below an adapter root
+  std::string base_model;            // must equal the config's when both are set
   std::string base_checkpoint = "";  // below a model root; empty: none
 
   bool operator==(const SourceSpec&) const = default;

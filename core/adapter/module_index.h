@@ -18,7 +18,8 @@ struct ModuleSelector {
   std::string path;
   std::string target;  // one or more whole components at the path's end
   std::optional<int32_t> layer;
-  std::optional<int32_t> expert = std::nullopt;  // of a module that holds several; no part of the search
+  std::optional<int32_t> expert =
+      std::nullopt;  // of a module that holds several; no part of the search
 };
 
 // "model.layers.3.self_attn.q_proj" or "q_proj (layer 3)": what errors call it.

@@ -79,9 +79,12 @@ absl::StatusOr<std::vector<std::string>> TargetedParameters(
         .With("field", "target_parameters")
         .With("module", Printable(module));
   }
-  std::sort(parameters.begin(), parameters.end(),
-            [](const auto& x, const auto& y) { return RegisteredAt(x) < RegisteredAt(y); });
+  std::sort(parameters.begin(), parameters.end(), IsRegisteredBefore);
   return parameters;
+}
+
+bool IsRegisteredBefore(std::string_view left, std::string_view right) {
+  return RegisteredAt(left) < RegisteredAt(right);
 }
 
 absl::StatusOr<bool> ExpertsAreSwapped(const ExpertFactors& factors, std::string_view peft_version,

@@ -85,8 +85,8 @@ absl::StatusOr<PeftExport> PeftExport::Create(const AdapterManifest& manifest) {
   for (size_t module = 0; module < manifest.modules.size(); ++module) {
     const ModuleInfo& info = manifest.modules[module];
     for (const TensorRole role : RolesOf(info)) {
-      specs.push_back({PeftTensorName(manifest, module, role), FileType(info, role),
-                       FileShape(info, role)});
+      specs.push_back(
+          {PeftTensorName(manifest, module, role), FileType(info, role), FileShape(info, role)});
       result.entries_.push_back({module, role});
     }
   }

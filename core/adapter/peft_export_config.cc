@@ -155,12 +155,9 @@ bool HasPair(const AdapterManifest& manifest, size_t module) {
 }  // namespace
 
 absl::StatusOr<std::string> MakePeftConfig(const AdapterManifest& manifest) {
-  Json config = {{"auto_mapping", nullptr},
-                 {"inference_mode", true},
-                 {"init_lora_weights", true},
-                 {"peft_type", "LORA"},
-                 {"peft_version", kPeftVersion},
-                 {"revision", nullptr}};
+  Json config = {{"auto_mapping", nullptr},      {"inference_mode", true},
+                 {"init_lora_weights", true},    {"peft_type", "LORA"},
+                 {"peft_version", kPeftVersion}, {"revision", nullptr}};
   config["base_model_name_or_path"] =
       manifest.base_model.empty() ? Json() : Json(manifest.base_model);
   config["lora_dropout"] = manifest.lora_dropout;

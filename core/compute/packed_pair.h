@@ -34,8 +34,8 @@ class PackedPair {
   static absl::StatusOr<int64_t> EmbeddingBytesFor(const Kernels& kernels, const PairShape& shape,
                                                    DType lora_a);
 
-  // a is [rank, in_features], b is [out_features, rank]. For kBF16 both must be BF16; for kF32 any mix of F32, F16 and BF16. REQUIRES:
-  // all dimensions > 0 and ranks equal.
+  // a is [rank, in_features], b is [out_features, rank]. For kBF16 both must be BF16; for kF32 any
+  // mix of F32, F16 and BF16. REQUIRES: all dimensions > 0 and ranks equal.
   static absl::StatusOr<std::unique_ptr<const PackedPair>> Pack(const Kernels& kernels,
                                                                 const MatrixView& a,
                                                                 const MatrixView& b,

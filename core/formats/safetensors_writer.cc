@@ -1,9 +1,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <tuple>
 #include <utility>
 
@@ -117,7 +117,8 @@ absl::StatusOr<SafetensorsLayout> LayOutSafetensors(
   layout.order.resize(tensors.size());
   std::iota(layout.order.begin(), layout.order.end(), 0);
   std::sort(layout.order.begin(), layout.order.end(), [&](size_t a, size_t b) {
-    return std::tie(tensors[b].dtype, tensors[a].name) < std::tie(tensors[a].dtype, tensors[b].name);
+    return std::tie(tensors[b].dtype, tensors[a].name) <
+           std::tie(tensors[a].dtype, tensors[b].name);
   });
   ASSIGN_OR_RETURN(const auto header, MakeHeader(tensors, layout.order, metadata));
   const auto& [json, data_bytes] = header;
@@ -138,9 +139,9 @@ absl::StatusOr<std::string> SerializeSafetensors(
   for (const SafetensorsTensor& tensor : tensors) {
     const auto bytes = ByteCount(tensor.dtype, tensor.shape);
     if (bytes.ok() && *bytes == static_cast<int64_t>(tensor.data.size())) continue;
-    return InvalidTensor(tensor.name, fmt::format("{} bytes of data are not {} {}",
-                                                  tensor.data.size(), DTypeName(tensor.dtype),
-                                                  Printable(ShapeString(tensor.shape))));
+    return InvalidTensor(
+        tensor.name, fmt::format("{} bytes of data are not {} {}", tensor.data.size(),
+                                 DTypeName(tensor.dtype), Printable(ShapeString(tensor.shape))));
   }
   std::string file = std::move(layout.start);
   file.reserve(static_cast<size_t>(layout.file_bytes));

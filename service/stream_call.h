@@ -1,0 +1,90 @@
+// A server-streaming RPC in progress.
+#ifndef ADAPTERD_SERVICE_STREAM_CALL_H_
+#define ADAPTERD_SERVICE_STREAM_CALL_H_
+
+#include <google/protobuf/message.h>
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "core/base/error.h"
+#include "service/call_record.h"
+
+namespace adapterd {
+
+// Shared by gRPC (until OnDone) and by the one thread that writes.
+template <typename Response>
+class StreamCall final : public grpc::ServerWriteReactor<Response> {
+ public:
+  static std::shared_ptr<StreamCall> Start(RpcEnvironment& environment, RpcMetrics& metrics,
+                                           Plane plane, grpc::CallbackServerContext* context,
+                                           const google::protobuf::Message& request) {
+    std::shared_ptr<StreamCall> call(new StreamCall(environment, metrics, plane, context,
+                                                    static_cast<int64_t>(request.ByteSizeLong())));
+    call->self_ = call;
+    return call;
+  }
+
+  // Runs `work`, which may Write, and ends the call with its status; at once when the call is not
+  // admitted. Once, on the writing thread.
+  void Run(absl::AnyInvocable<absl::Status()> work) {
+    absl::Status status = record_.Admit();
+    if (status.ok()) status = GuardedCall(work);
+    work = nullptr;
+    this->Finish(record_.End(status, written_bytes_));
+  }
+
+  // Sends one message and waits until the transport takes the next. CANCELLED when the client is
+  // gone.
+  absl::Status Write(const Response& response) ABSL_LOCKS_EXCLUDED(mutex_) {
+    if (absl::Status status = record_.cancellation().Check(); !status.ok()) return status;
+    {
+      absl::MutexLock lock(&mutex_);
+      writing_ = true;
+    }
+    written_bytes_ += static_cast<int64_t>(response.ByteSizeLong());
+    this->StartWrite(&response);
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](bool* writing) { return !*writing; }, &writing_));
+    return ok_ ? absl::OkStatus() : absl::CancelledError("the caller went away");
+  }
+
+  void WhenCancelled(absl::AnyInvocable<void()> callback) {
+    record_.WhenCancelled(std::move(callback));
+  }
+
+ private:
+  StreamCall(RpcEnvironment& environment, RpcMetrics& metrics, Plane plane,
+             grpc::CallbackServerContext* context, int64_t request_bytes)
+      : record_(environment, metrics, plane, context, request_bytes) {}
+
+  void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    writing_ = false;
+    ok_ = ok;
+  }
+  void OnCancel() override { record_.OnCancel(); }
+  void OnDone() override {
+    record_.OnDone();
+    const std::shared_ptr<StreamCall> self = std::move(self_);
+    record_.Left();
+  }
+
+  CallRecord record_;
+  int64_t written_bytes_ = 0;  // of the writing thread
+  std::shared_ptr<StreamCall> self_;
+
+  absl::Mutex mutex_;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ok_ ABSL_GUARDED_BY(mutex_) = true;
+};
+
+}  // namespace adapterd
+
+#endif  // ADAPTERD_SERVICE_STREAM_CALL_H_
