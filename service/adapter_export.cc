@@ -109,11 +109,7 @@ absl::Status FillTensors(const RpcCall& call, const v1::GetAdapterTensorsRequest
   Send(factors.lora_b, factors.lora_b.shape(), *response.mutable_lora_b());
   const Shape vector = {info.out_features};
   if (info.has_magnitude) Send(extras.magnitude, vector, *response.mutable_magnitude());
-  if (info.has_lora_bias) {
-    Send(extras.lora_bias, vector, *response.mutable_bias());
-  } else if (info.replaces_bias) {
-    Send(extras.bias, vector, *response.mutable_bias());
-  }
+  if (info.has_lora_bias) Send(extras.lora_bias, vector, *response.mutable_bias());
   response.set_scale(info.scale);
   return absl::OkStatus();
 }

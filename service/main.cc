@@ -45,7 +45,7 @@ absl::StatusOr<std::string> DigestOf(const std::string& path, int threads) {
   auto reader = OpenFromRoots(std::make_shared<const SourceRoots>(std::move(roots)),
                               std::make_shared<const SourceRoots>(std::move(models)))(
       {folder.filename(), "", ""}, problems);
-  if (reader == nullptr) return problems.ToStatus();
+  RETURN_IF_ERROR(problems.ToStatus());
   ThreadPool pool("read", threads);
   return reader->Read(pool, Cancellation(), nullptr, problems);
 }

@@ -76,8 +76,9 @@ class AdapterReader {
   virtual absl::StatusOr<std::string> WeightsDigest(const Cancellation& cancellation) = 0;
 };
 
-// Opens `spec.source` in whatever format it is. Every problem is added to `problems`; the reader is
-// null when there is an error among them.
+// Opens `spec.source` in whatever format it is. Every problem is added to `problems`. Null when
+// there is nothing to read; with an error among the problems the reader has only what is sound, for
+// whoever wants to know all that is wrong.
 using AdapterOpener =
     std::function<std::unique_ptr<AdapterReader>(const SourceSpec& spec, ProblemList& problems)>;
 

@@ -137,7 +137,6 @@ std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const Sour
   } else {
     WarnWithoutBase(plan->manifest, problems);
   }
-  if (problems.has_errors()) return nullptr;
   return std::make_unique<PeftReader>(*std::move(plan), std::move(files->config_file),
                                       std::move(files->weights), std::move(base));
 }

@@ -62,7 +62,7 @@ PeftPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
     plan.modules.push_back(std::move(part.tensors));
   }
   plan.manifest.index = ModuleIndex(paths);
-  if (config.method == PeftMethod::kVera) {
+  if (tensors.vera_a != nullptr && tensors.vera_b != nullptr) {
     PlannedPart shared;
     shared.Add(*tensors.vera_a, TensorRole::kLoraA);
     shared.Add(*tensors.vera_b, TensorRole::kLoraB);
@@ -86,7 +86,7 @@ std::optional<PeftPlan> BuildPeftPlan(const PeftConfig& config, const Safetensor
   if (tensors.pairs.empty() && (header.tensors.empty() || !problems.has_errors())) {
     checks.Refuse({.what = "holds no LoRA pair at all"});
   }
-  if (problems.has_errors()) return std::nullopt;
+  if (parts.empty()) return std::nullopt;
   return Assemble(config, tensors, std::move(parts));
 }
 

@@ -111,7 +111,7 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
   RETURN_IF_ERROR(job.cancellation.Check());
   ProblemList problems;
   std::unique_ptr<AdapterReader> reader = opener_(job.request.source, problems);
-  if (reader == nullptr) return problems.ToStatus();
+  RETURN_IF_ERROR(problems.ToStatus());
 
   Comparison comparison = Comparison::kOtherContent;
   if (const std::optional<Current> current = CurrentOf(job.request.name)) {
