@@ -9,9 +9,9 @@
 #include <charconv>
 #include <fstream>
 
+#include "core/base/parallel.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
-#include "core/compute/parallel.h"
 
 namespace adapterd::bench {
 namespace {

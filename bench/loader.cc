@@ -27,6 +27,13 @@ absl::StatusOr<T> Wait(Start start) {
   return *std::move(answer);
 }
 
+using Handles = std::vector<AdapterHandle>;
+
+// Waits for a load that is running.
+absl::StatusOr<Handles> Acquire(AdapterRegistry& registry) {
+  return Wait<Handles>([&](auto done) { return registry.Acquire({{kName, ""}}, std::move(done)); });
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Loader>> Loader::Create(const std::filesystem::path& root,
@@ -38,20 +45,29 @@ absl::StatusOr<std::unique_ptr<Loader>> Loader::Create(const std::filesystem::pa
 
 Loader::Loader(std::shared_ptr<const SourceRoots> roots, std::string source)
     : source_(std::move(source)),
-      io_pool_("io", kIoThreads),
-      registry_({}, kernels_, OpenFromRoots(std::move(roots)), MemoryBudget::Create(kBudgetBytes),
+      io_pool_("io", kIoThreads, PrepareComputeThread),
+      registry_({}, kernels_, OpenFromRoots(roots, roots), MemoryBudget::Create(kBudgetBytes),
                 io_pool_) {}
 
 absl::Status Loader::Load() {
   LoadRequest request;
   request.name = kName;
   request.source.source = source_;
-  return Wait<LoadResult>(
-             [&](auto done) { return registry_.Load(std::move(request), std::move(done)); })
-      .status();
+  answered_ = std::make_unique<absl::Notification>();
+  registry_.Load(std::move(request), [this](const absl::StatusOr<LoadResult>& result) {
+    answer_ = result.status();
+    answered_->Notify();
+  });
+  return Acquire(registry_).status();
+}
+
+absl::Status Loader::AwaitAnswer() {
+  answered_->WaitForNotification();
+  return answer_;
 }
 
 absl::Status Loader::Unload() {
+  RETURN_IF_ERROR(AwaitAnswer());
   UnloadRequest request;
   request.name = kName;
   return Wait<UnloadResult>(
@@ -59,16 +75,16 @@ absl::Status Loader::Unload() {
       .status();
 }
 
-absl::StatusOr<AdapterSnapshot> Loader::Snapshot() const { return registry_.Get(kName); }
+absl::StatusOr<AdapterSnapshot> Loader::Snapshot() {
+  RETURN_IF_ERROR(AwaitAnswer());
+  return registry_.Get(kName);
+}
 
 absl::StatusOr<int64_t> Loader::UseAllModules(DType dtype) {
-  using Handles = std::vector<AdapterHandle>;
-  ASSIGN_OR_RETURN(const Handles handles, Wait<Handles>([&](auto done) {
-                     return registry_.Acquire({{kName, ""}}, std::move(done));
-                   }));
+  ASSIGN_OR_RETURN(const Handles handles, Acquire(registry_));
   const LoadedAdapter& adapter = *handles[0];
   for (size_t i = 0; i < adapter.manifest().modules.size(); ++i) {
-    RETURN_IF_ERROR(adapter.Pair(i, dtype).status());
+    RETURN_IF_ERROR(adapter.Pair(i, /*pair=*/0, dtype).status());
   }
   return adapter.memory_bytes();
 }

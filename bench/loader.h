@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/notification.h"
 #include "core/registry/adapter_registry.h"
 
 namespace adapterd::bench {
@@ -19,13 +20,14 @@ class Loader {
   static absl::StatusOr<std::unique_ptr<Loader>> Create(const std::filesystem::path& root,
                                                         const std::string& source);
 
-  // From a source to serving; REQUIRES that it is not loaded.
+  // From a source to READY, when the first request would be served. REQUIRES: it is not loaded.
   absl::Status Load();
-  // Until its memory is free.
+  // Until the load is answered, which also takes the digest of the whole file, and the memory is
+  // free.
   absl::Status Unload();
 
-  // What is loaded.
-  absl::StatusOr<AdapterSnapshot> Snapshot() const;
+  // What is loaded, as the load's answer tells.
+  absl::StatusOr<AdapterSnapshot> Snapshot();
   // Makes every module ready for inputs of `dtype`, as the first requests do, and tells what is
   // reserved for the adapter then.
   absl::StatusOr<int64_t> UseAllModules(DType dtype);
@@ -33,7 +35,11 @@ class Loader {
  private:
   Loader(std::shared_ptr<const SourceRoots> roots, std::string source);
 
+  absl::Status AwaitAnswer();
+
   const std::string source_;
+  std::unique_ptr<absl::Notification> answered_;  // of the last Load
+  absl::Status answer_;
   Kernels kernels_;
   ThreadPool io_pool_;
   AdapterRegistry registry_;

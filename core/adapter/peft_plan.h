@@ -38,8 +38,8 @@ struct PeftPlan {
   std::vector<PlannedTensor> shared;   // VeRA's projections, kLoraA and kLoraB
 };
 
-// `weights_file` is what problems call the file that `header` came from; `base` may be null. With an
-// error among the problems the plan has the modules that are sound, so that their weights can be
+// `weights_file` is what problems call the file that `header` came from; `base` may be null. With
+// an error among the problems the plan has the modules that are sound, so that their weights can be
 // judged too; nullopt when there is none.
 std::optional<PeftPlan> BuildPeftPlan(const PeftConfig& config, const SafetensorsHeader& header,
                                       std::string_view weights_file, const BaseFacts* base,

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "core/base/status_macros.h"
@@ -109,22 +110,24 @@ void AdapterRegistry::Cancel(const TicketPtr& ticket) {
     absl::MutexLock lock(&mutex_);
     ticket->cancelled = true;
     if (ticket->job == nullptr) return;
-    auto& waiters = ticket->job->waiters;
-    for (auto it = waiters.begin(); it != waiters.end(); ++it) {
-      if (it->first != ticket) continue;
+    Job& job = *ticket->job;
+    for (WaitingList* list : {&job.waiters, &job.ready_waiters}) {
+      const auto it = std::find_if(list->begin(), list->end(),
+                                   [&](const auto& waiting) { return waiting.first == ticket; });
+      if (it == list->end()) continue;
       waiter = std::move(it->second);
-      waiters.erase(it);
-      break;
+      list->erase(it);
     }
-    if (waiters.empty()) ticket->job->cancellation.Cancel();
+    if (job.waiters.empty() && job.ready_waiters.empty()) job.cancellation.Cancel();
     ticket->job = nullptr;
   }
   if (waiter) waiter(GaveUp());
 }
 
-void AdapterRegistry::Wait(const JobPtr& job, const TicketPtr& ticket, Waiter waiter) {
+void AdapterRegistry::Wait(const JobPtr& job, WaitingList& list, const TicketPtr& ticket,
+                           Waiter waiter) {
   ticket->job = job;
-  job->waiters.emplace_back(ticket, std::move(waiter));
+  list.emplace_back(ticket, std::move(waiter));
 }
 
 void AdapterRegistry::TryLoad(LoadRequest request, Done<LoadResult> done, const TicketPtr& ticket) {
@@ -142,10 +145,10 @@ void AdapterRegistry::TryLoad(LoadRequest request, Done<LoadResult> done, const 
       }
       // A dropped load may still be running; its outcome is nobody's.
       if (entry.job->request == request && !entry.job->cancellation.IsCancelled()) {
-        Wait(entry.job, ticket,
+        Wait(entry.job, entry.job->waiters, ticket,
              [done = std::move(done)](const Outcome& outcome) mutable { done(outcome); });
       } else {
-        Wait(entry.job, ticket,
+        Wait(entry.job, entry.job->waiters, ticket,
              [this, request, done = std::move(done), ticket](const Outcome&) mutable {
                TryLoad(std::move(request), std::move(done), ticket);
              });
@@ -182,7 +185,7 @@ void AdapterRegistry::TryUnload(UnloadRequest request, Done<UnloadResult> done,
     if (!ticket->cancelled && !stopping_) {
       auto it = entries_.find(request.name);
       if (it != entries_.end() && it->second.job != nullptr) {
-        Wait(it->second.job, ticket,
+        Wait(it->second.job, it->second.job->waiters, ticket,
              [this, request, done = std::move(done), ticket](const Outcome&) mutable {
                TryUnload(std::move(request), std::move(done), ticket);
              });
@@ -238,7 +241,7 @@ void AdapterRegistry::TryAcquire(std::vector<AdapterRef> refs,
     absl::MutexLock lock(&mutex_);
     if (!ticket->cancelled && !stopping_) {
       if (JobPtr job = FirstLoadOf(refs)) {
-        Wait(job, ticket,
+        Wait(job, job->ready_waiters, ticket,
              [this, refs = std::move(refs), done = std::move(done), ticket](
                  const Outcome&) mutable { TryAcquire(std::move(refs), std::move(done), ticket); });
         return;

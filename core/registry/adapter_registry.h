@@ -93,6 +93,7 @@ class AdapterRegistry {
   using JobPtr = std::shared_ptr<Job>;
   using Outcome = absl::StatusOr<LoadResult>;
   using Waiter = absl::AnyInvocable<void(const Outcome&)>;
+  using WaitingList = std::list<std::pair<TicketPtr, Waiter>>;
 
   // One attempt each; a waiter on a running load makes the next.
   void TryLoad(LoadRequest request, Done<LoadResult> done, const TicketPtr& ticket)
@@ -102,7 +103,8 @@ class AdapterRegistry {
   void TryAcquire(std::vector<AdapterRef> refs, Done<std::vector<AdapterHandle>> done,
                   const TicketPtr& ticket) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  void Wait(const JobPtr& job, const TicketPtr& ticket, Waiter waiter)
+  // `list` is one of the job's.
+  void Wait(const JobPtr& job, WaitingList& list, const TicketPtr& ticket, Waiter waiter)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<Entry> Remove(const UnloadRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   JobPtr FirstLoadOf(const std::vector<AdapterRef>& refs) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
@@ -147,6 +149,7 @@ class AdapterRegistry {
   absl::Status CheckPublicId(const std::string& id, const std::string& name) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   absl::Status Publish(Job& job, Published& published) ABSL_LOCKS_EXCLUDED(mutex_);
+  void WakeUsers(Job& job) ABSL_LOCKS_EXCLUDED(mutex_);
   Outcome Described(const Job& job, AdapterReader& reader, const Published& published)
       ABSL_LOCKS_EXCLUDED(mutex_);
   bool ValidateName(const LoadRequest& request, const ContentDigest& digest, AdapterReader& reader,

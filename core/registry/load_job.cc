@@ -132,7 +132,18 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
   published.warnings = problems.warnings();
   RETURN_IF_ERROR(Publish(job, published));
   event.read = published.loaded != nullptr;
+  WakeUsers(job);
   return Described(job, *reader, published);
+}
+
+void AdapterRegistry::WakeUsers(Job& job) {
+  WaitingList waiters;
+  {
+    absl::MutexLock lock(&mutex_);
+    waiters.swap(job.ready_waiters);
+    for (auto& [ticket, waiter] : waiters) ticket->job = nullptr;
+  }
+  for (auto& [ticket, waiter] : waiters) waiter(LoadResult());
 }
 
 // The digest of the whole file costs a pass of its own on one core, so it is taken while the
@@ -254,7 +265,7 @@ absl::Status AdapterRegistry::Publish(Job& job, Published& published) {
 }
 
 void AdapterRegistry::Finish(const JobPtr& job, const Outcome& outcome) {
-  std::list<std::pair<TicketPtr, Waiter>> waiters;
+  WaitingList waiters;
   {
     absl::MutexLock lock(&mutex_);
     auto it = entries_.find(job->request.name);
@@ -263,6 +274,7 @@ void AdapterRegistry::Finish(const JobPtr& job, const Outcome& outcome) {
     if (!outcome.ok() && job->public_id != entry.public_id) public_ids_.erase(job->public_id);
     if (entry.current == nullptr) entries_.erase(it);
     waiters.swap(job->waiters);
+    waiters.splice(waiters.end(), job->ready_waiters);
     for (auto& [ticket, waiter] : waiters) ticket->job = nullptr;
   }
   for (auto& [ticket, waiter] : waiters) waiter(outcome);

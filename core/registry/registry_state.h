@@ -20,7 +20,8 @@ struct AdapterRegistry::Job {
   const LoadRequest request;  // constant
   Cancellation cancellation;  // synchronises itself
   std::string public_id;      // claimed for this load; used by the job's thread only
-  std::list<std::pair<TicketPtr, Waiter>> waiters;
+  WaitingList waiters;        // for the end
+  WaitingList ready_waiters;  // for the adapter to serve, or for the end
 };
 
 // One caller's place in a queue of waiters.
