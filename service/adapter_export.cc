@@ -94,7 +94,7 @@ absl::Status FillTensors(const RpcCall& call, const v1::GetAdapterTensorsRequest
                    ResolveModule(adapter, ref, selector, "module", /*skip_untargeted=*/false));
   const ModuleInfo& info = *module->info;
   const ModuleExtras& extras = adapter->extras(module->index);
-  if (info.pairs() == 0) {
+  if (info.kind == ModuleKind::kReplacement) {
     return Error(Reason::kUnsupportedAdapter,
                  fmt::format("module {} is replaced as a whole: it has no factors", info.path))
         .With("adapter", request.name())
@@ -102,11 +102,12 @@ absl::Status FillTensors(const RpcCall& call, const v1::GetAdapterTensorsRequest
   }
   const auto elements = info.rank * (info.columns() + info.out_features);
   RETURN_IF_ERROR(call.CheckMessageSize("reply", elements * FloatBytes(info.lora_a_dtype)));
-  const PairFactors factors = adapter->Factors(module->index, module->pair);
+  PairFactors factors;  // of no rank: empty
+  if (info.pairs() > 0) factors = adapter->Factors(module->index, module->pair);
   Shape a_shape = {info.rank, info.in_features};
   a_shape.insert(a_shape.end(), info.kernel.begin(), info.kernel.end());
   Send(factors.lora_a, a_shape, *response.mutable_lora_a());
-  Send(factors.lora_b, factors.lora_b.shape(), *response.mutable_lora_b());
+  Send(factors.lora_b, {info.out_features, info.rank}, *response.mutable_lora_b());
   const Shape vector = {info.out_features};
   if (info.has_magnitude) Send(extras.magnitude, vector, *response.mutable_magnitude());
   if (info.has_lora_bias) Send(extras.lora_bias, vector, *response.mutable_bias());

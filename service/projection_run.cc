@@ -13,8 +13,8 @@ namespace {
 // One module of the request in one of its adapters.
 struct ResolvedTerm {
   ResolvedModule module;
-  const PackedPair* pair = nullptr;
-  const float* bias = nullptr;      // B's own
+  const PackedPair* pair = nullptr;  // null: of no rank, adds nothing
+  const float* bias = nullptr;       // B's own
   std::optional<DoraRescale> dora;  // of an adapter that is DoRA there
   double factor = 1;                // on the delta, without the request's weight
 };
@@ -120,7 +120,9 @@ absl::StatusOr<ResolvedTerm> ResolveTerm(const ProjectionPlan& plan,
   if (info.has_magnitude) {
     ASSIGN_OR_RETURN(term.dora, ResolveDora(info, extras, module.base_output.has_value()));
   }
-  ASSIGN_OR_RETURN(term.pair, adapter.Pair(found.index, found.pair, plan.input_dtype()));
+  if (info.pairs() > 0) {
+    ASSIGN_OR_RETURN(term.pair, adapter.Pair(found.index, found.pair, plan.input_dtype()));
+  }
   return term;
 }
 
@@ -198,6 +200,7 @@ absl::StatusOr<std::vector<ProjectionSegment>> Segments(const ProjectionPlan& pl
       if (!term) continue;
       used[use.ref] = true;
       ++applied;
+      if (term->pair == nullptr) continue;
       out.terms.push_back(
           {term->pair, use.weight * term->factor, term->bias, term->dora ? &*term->dora : nullptr});
     }

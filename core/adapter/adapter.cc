@@ -4,6 +4,17 @@
 
 namespace adapterd {
 
+int64_t ModuleInfo::parameter_count() const {
+  int64_t count = pairs() * rank * (columns() + out_features);
+  for (const bool has_vector : {has_lora_bias, has_magnitude, replaces_bias}) {
+    if (has_vector) count += out_features;
+  }
+  if (weight_shape.empty()) return count;
+  int64_t weight = 1;
+  for (const int64_t dim : weight_shape) weight *= dim;  // lies in a file: no overflow
+  return count + weight;
+}
+
 int64_t AdapterManifest::parameter_count() const {
   int64_t sum = 0;
   for (const ModuleInfo& module : modules) sum += module.parameter_count();

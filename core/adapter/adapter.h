@@ -55,12 +55,13 @@ struct ModuleInfo {
   std::string parameter;
 
   int64_t columns() const { return in_features * kernel_elements; }  // of A
+  // How many pairs there are. None also of a pair that pruning left without rank: its delta is zero.
   int64_t pairs() const {
-    return kind == ModuleKind::kReplacement ? 0 : kind == ModuleKind::kExperts ? experts : 1;
+    if (kind == ModuleKind::kReplacement || rank == 0) return 0;
+    return kind == ModuleKind::kExperts ? experts : 1;
   }
-  int64_t parameter_count() const { return pairs() * rank * (columns() + out_features); }
-  int64_t lora_a_bytes() const { return pairs() * rank * columns() * FloatBytes(lora_a_dtype); }
-  int64_t lora_b_bytes() const { return pairs() * rank * out_features * FloatBytes(lora_b_dtype); }
+  // All numbers that the file holds for it.
+  int64_t parameter_count() const;
 };
 
 // All that is known of an adapter without holding its weights.

@@ -180,11 +180,12 @@ bool PairPlanner::AddVectors(const PeftPair& pair, PlannedPart& part) {
 }
 
 std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, const PeftPair& pair) {
-  if (IsPrunedAway(path)) return std::nullopt;
-  if (!checks_.Complete(pair, path, {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraE}) ||
-      !CheckFactors(path, pair, /*convolution=*/false)) {
+  if (!checks_.Complete(pair, path,
+                        {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraE})) {
     return std::nullopt;
   }
+  if (IsPrunedAway(path, pair)) return PlanWithoutRank(path, pair);
+  if (!CheckFactors(path, pair, /*convolution=*/false)) return std::nullopt;
   const SafetensorsEntry& e = *pair.Get(TensorRole::kLoraE);
   PlannedPart part = StartPair(path, ModuleKind::kLinear, pair);
   ModuleInfo& info = part.info;
@@ -194,20 +195,33 @@ std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, con
   }
   part.Add(e, TensorRole::kLoraE);
   info.lora_a_dtype = DType::kF32;  // E is folded in
-  info.alpha = *config_.lora_alpha;
-  info.scale = info.alpha / (static_cast<double>(*config_.r) + kAdaLoraEpsilon);
+  ScaleByInitialRank(info);
   if (!AddVectors(pair, part)) return std::nullopt;
   return part;
 }
 
-// Training may leave a module without any rank: then nothing is added to its weight.
-bool PairPlanner::IsPrunedAway(const std::string& path) {
+// AdaLoRA divides by the rank that it began with. REQUIRES: the config's values are known.
+void PairPlanner::ScaleByInitialRank(ModuleInfo& info) const {
+  info.alpha = *config_.lora_alpha;
+  info.scale = info.alpha / (static_cast<double>(*config_.r) + kAdaLoraEpsilon);
+}
+
+// Training may leave a module without any rank: A [0, in], B [out, 0], E [0, 1].
+bool PairPlanner::IsPrunedAway(const std::string& path, const PeftPair& pair) const {
   const auto kept = kept_ranks_.find(path);
-  if (kept == kept_ranks_.end() || kept->second > 0) return false;
-  problems_.Add(ConfigWarning(config_, "rank_pattern",
-                              fmt::format("{}: module {} was pruned to rank 0 and is left out",
-                                          config_.file, Quoted(path))));
-  return true;
+  const Shape& a = pair.Get(TensorRole::kLoraA)->shape;
+  const Shape& b = pair.Get(TensorRole::kLoraB)->shape;
+  return kept != kept_ranks_.end() && kept->second == 0 && a.size() == 2 && a[0] == 0 &&
+         a[1] > 0 && b.size() == 2 && b[0] > 0 && b[1] == 0;
+}
+
+std::optional<PlannedPart> PairPlanner::PlanWithoutRank(const std::string& path,
+                                                        const PeftPair& pair) {
+  PlannedPart part = StartPair(path, ModuleKind::kLinear, pair);
+  if (!config_.r || !config_.lora_alpha) return std::nullopt;  // refused already
+  ScaleByInitialRank(part.info);
+  if (!AddVectors(pair, part)) return std::nullopt;
+  return part;
 }
 
 // The file holds what pruning left.

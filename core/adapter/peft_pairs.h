@@ -40,7 +40,9 @@ class PairPlanner {
   bool CheckGroups(const std::string& path, const SafetensorsEntry& a, const SafetensorsEntry& b);
   bool MakeExperts(const std::string& key, PlannedPart& part);
   bool ScaleByPatterns(const std::string& key, ModuleInfo& info);
-  bool IsPrunedAway(const std::string& path);
+  bool IsPrunedAway(const std::string& path, const PeftPair& pair) const;
+  std::optional<PlannedPart> PlanWithoutRank(const std::string& path, const PeftPair& pair);
+  void ScaleByInitialRank(ModuleInfo& info) const;
   bool CheckKeptRank(const std::string& path, const ModuleInfo& info);
   void RefuseRank(const std::string& path, const ModuleInfo& info, int64_t expected);
   bool AddVectors(const PeftPair& pair, PlannedPart& part);
