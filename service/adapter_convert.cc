@@ -125,8 +125,8 @@ void AddModule(const ModuleInfo& module, v1::Adapter& out) {
   proto->set_experts(module.experts);
   proto->set_alpha(module.alpha);
   proto->set_scale(module.scale);
-  proto->set_dtype(ToProto(
-      module.kind == ModuleKind::kReplacement ? module.weight_dtype : module.lora_a_dtype));
+  proto->set_dtype(
+      ToProto(module.kind == ModuleKind::kReplacement ? module.weight_dtype : module.lora_a_dtype));
   proto->set_has_lora_bias(module.has_lora_bias);
   proto->set_replaces_bias(module.replaces_bias);
   proto->set_has_magnitude(module.has_magnitude);

@@ -7,11 +7,9 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 
 #include "absl/synchronization/mutex.h"
-#include "core/adapter/adapter_reader.h"
-#include "core/base/status_macros.h"
+#include "service/offline.h"
 #include "service/server.h"
 #include "service/server_options.h"
 #include "service/status_convert.h"
@@ -20,7 +18,8 @@ namespace adapterd {
 namespace {
 
 constexpr int kExitFailed = 2;
-constexpr int kExitCutOff = 1;  // requests were still running when the drain timeout ended
+constexpr int kExitInvalid = 1;  // --validate found errors
+constexpr int kExitCutOff = 1;   // requests were still running when the drain timeout ended
 
 // Buffers of request size stay mapped between requests: page faults cost more than the copies.
 constexpr int kMmapThreshold = 32 << 20;
@@ -35,26 +34,18 @@ int Fail(const absl::Status& status) {
 
 void DropGrpcLog(gpr_log_func_args*) {}
 
-absl::StatusOr<std::string> DigestOf(const std::string& path, int threads) {
-  const std::filesystem::path absolute = std::filesystem::absolute(path).lexically_normal();
-  const bool slash = absolute.filename().empty();  // "folder/"
-  const std::filesystem::path folder = slash ? absolute.parent_path() : absolute;
-  ASSIGN_OR_RETURN(SourceRoots roots, SourceRoots::Open({{"", folder.parent_path()}}));
-  ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open({}));
-  ProblemList problems;
-  auto reader = OpenFromRoots(std::make_shared<const SourceRoots>(std::move(roots)),
-                              std::make_shared<const SourceRoots>(std::move(models)))(
-      {folder.filename(), "", ""}, problems);
-  RETURN_IF_ERROR(problems.ToStatus());
-  ThreadPool pool("read", threads);
-  return reader->Read(pool, Cancellation(), nullptr, problems);
-}
-
 int PrintDigest(const std::string& path, int threads) {
   const absl::StatusOr<std::string> revision = DigestOf(path, threads);
   if (!revision.ok()) return Fail(revision.status());
   fmt::print("{}\n", *revision);
   return EXIT_SUCCESS;
+}
+
+int PrintValidation(const Command& command) {
+  const absl::StatusOr<ValidationReport> report = ValidateFolder(command);
+  if (!report.ok()) return Fail(report.status());
+  fmt::print("{}", report->text);
+  return report->valid ? EXIT_SUCCESS : kExitInvalid;
 }
 
 // Blocks the signals on every thread that is started afterwards, so that only sigwait sees them.
@@ -94,6 +85,8 @@ int Main(int argc, char** argv) {
       return EXIT_SUCCESS;
     case Command::Kind::kDigest:
       return PrintDigest(command->text, command->options.threads);
+    case Command::Kind::kValidate:
+      return PrintValidation(*command);
     default:
       return Serve(command->options);
   }

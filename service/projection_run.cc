@@ -15,8 +15,8 @@ struct ResolvedTerm {
   ResolvedModule module;
   const PackedPair* pair = nullptr;  // null: of no rank, adds nothing
   const float* bias = nullptr;       // B's own
-  std::optional<DoraRescale> dora;  // of an adapter that is DoRA there
-  double factor = 1;                // on the delta, without the request's weight
+  std::optional<DoraRescale> dora;   // of an adapter that is DoRA there
+  double factor = 1;                 // on the delta, without the request's weight
 };
 
 struct ResolvedProjection {

@@ -264,17 +264,23 @@ absl::StatusOr<Command> ParseCommandLine(int argc, const char* const* argv,
   std::vector<std::string> args = ProtectEmptyValues(argc, argv);
   AddEnvironment(flags.names(), args);  // what follows is for the command line alone
   flags.Text("digest", "print the revision of the adapter at PATH and exit", command.text);
+  flags.Text("validate",
+             "print what the adapter at PATH is and all that is wrong with it, and exit",
+             command.text);
+  flags.Text("base-checkpoint", "with --validate: check against the base model's folder at PATH",
+             command.base_checkpoint);
   app.add_flag("--version", version, "print the version and exit");
   try {
     std::reverse(args.begin(), args.end());  // the order that CLI11 takes a vector in
     app.parse(args);
   } catch (const CLI::CallForHelp&) {
-    return Command{Command::Kind::kPrintAndExit, app.help(), {}};
+    return Command{Command::Kind::kPrintAndExit, app.help(), ""};
   } catch (const CLI::ParseError& error) {
     return InvalidOption(error.what());
   }
-  if (version) return Command{Command::Kind::kPrintAndExit, "adapterd " ADAPTERD_VERSION "\n", {}};
+  if (version) return Command{Command::Kind::kPrintAndExit, "adapterd " ADAPTERD_VERSION "\n", ""};
   if (app.count("--digest") > 0) command.kind = Command::Kind::kDigest;
+  if (app.count("--validate") > 0) command.kind = Command::Kind::kValidate;
   if (absl::Status status = CheckOptions(command.options); !status.ok()) return status;
   return command;
 }

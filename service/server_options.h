@@ -37,10 +37,11 @@ struct ServerOptions {
 
 // What the command line asks for.
 struct Command {
-  enum class Kind { kServe, kPrintAndExit, kDigest };
+  enum class Kind { kServe, kPrintAndExit, kDigest, kValidate };
   Kind kind = Kind::kServe;
-  std::string text;  // kPrintAndExit: what; kDigest: the path
-  ServerOptions options;
+  std::string text;             // kPrintAndExit: what; kDigest, kValidate: the path
+  std::string base_checkpoint;  // kValidate: a path; empty: none
+  ServerOptions options = {};
 };
 
 // Command line before environment (ADAPTERD_...) before --config file before defaults, which depend

@@ -55,7 +55,8 @@ struct ModuleInfo {
   std::string parameter;
 
   int64_t columns() const { return in_features * kernel_elements; }  // of A
-  // How many pairs there are. None also of a pair that pruning left without rank: its delta is zero.
+  // How many pairs there are. None also of a pair that pruning left without rank: its delta is
+  // zero.
   int64_t pairs() const {
     if (kind == ModuleKind::kReplacement || rank == 0) return 0;
     return kind == ModuleKind::kExperts ? experts : 1;

@@ -149,7 +149,7 @@ std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const Source
     problems.Add(SingleFileError(spec.source));
     return nullptr;
   }
-  const auto folder = TakeOrReport(roots.OpenFolder(spec.source), problems);
+  const auto folder = TakeOrReport(OpenAdapterFolder(roots, spec.source), problems);
   if (!folder) return nullptr;
   return OpenFolder(*folder, spec, models, problems);
 }

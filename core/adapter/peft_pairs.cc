@@ -180,8 +180,7 @@ bool PairPlanner::AddVectors(const PeftPair& pair, PlannedPart& part) {
 }
 
 std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, const PeftPair& pair) {
-  if (!checks_.Complete(pair, path,
-                        {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraE})) {
+  if (!checks_.Complete(pair, path, {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraE})) {
     return std::nullopt;
   }
   if (IsPrunedAway(path, pair)) return PlanWithoutRank(path, pair);
@@ -211,8 +210,8 @@ bool PairPlanner::IsPrunedAway(const std::string& path, const PeftPair& pair) co
   const auto kept = kept_ranks_.find(path);
   const Shape& a = pair.Get(TensorRole::kLoraA)->shape;
   const Shape& b = pair.Get(TensorRole::kLoraB)->shape;
-  return kept != kept_ranks_.end() && kept->second == 0 && a.size() == 2 && a[0] == 0 &&
-         a[1] > 0 && b.size() == 2 && b[0] > 0 && b[1] == 0;
+  return kept != kept_ranks_.end() && kept->second == 0 && a.size() == 2 && a[0] == 0 && a[1] > 0 &&
+         b.size() == 2 && b[0] > 0 && b[1] == 0;
 }
 
 std::optional<PlannedPart> PairPlanner::PlanWithoutRank(const std::string& path,

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/base/error.h"
 #include "core/base/quote.h"
+#include "core/base/status_macros.h"
 
 namespace adapterd {
 namespace {
@@ -115,6 +117,27 @@ bool IsPickleName(std::string_view name) {
     if (name.ends_with(end)) return true;
   }
   return false;
+}
+
+absl::StatusOr<SourceFolder> OpenAdapterFolder(const SourceRoots& roots,
+                                               const std::string& source) {
+  ASSIGN_OR_RETURN(SourceFolder folder, roots.OpenFolder(source));
+  if (folder.Has(kConfigFileName)) return folder;
+  std::vector<SourceFolder> adapters;
+  std::vector<std::string> names;
+  for (size_t i = 0; i < std::min(folder.entries().size(), kMaxSubfolders); ++i) {
+    const std::string& name = folder.entries()[i];
+    auto subfolder = roots.OpenFolder(fmt::format("{}/{}", source, name));
+    if (!subfolder.ok() || !subfolder->Has(kConfigFileName)) continue;
+    adapters.push_back(*std::move(subfolder));
+    names.push_back(name);
+  }
+  if (adapters.size() == 1) return std::move(adapters[0]);
+  if (adapters.empty()) return folder;
+  return Error(Reason::kSourceNotFound,
+               fmt::format("folder {} holds several adapters ({}): name the folder of one",
+                           Quoted(folder.path()), NameSome(names)))
+      .With("file", Printable(folder.path()));
 }
 
 AdapterFiles ChooseAdapterFiles(const SourceFolder& folder, ProblemList& problems) {

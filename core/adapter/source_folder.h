@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "absl/status/statusor.h"
 #include "core/adapter/problems.h"
 #include "core/formats/source_roots.h"
 
@@ -17,6 +18,14 @@ struct AdapterFiles {
   std::string config;
   std::string weights;
 };
+
+// A folder without a config of its own is searched for subfolders that have one, among this many.
+inline constexpr size_t kMaxSubfolders = 1000;
+
+// The folder `source`, or the only adapter in a subfolder of it: PEFT puts an adapter that is not
+// called "default" in a folder of its name. Errors: those of SourceRoots::OpenFolder;
+// SOURCE_NOT_FOUND, with their names, when several subfolders hold an adapter.
+absl::StatusOr<SourceFolder> OpenAdapterFolder(const SourceRoots& roots, const std::string& source);
 
 // By name alone, nothing is opened. Errors: SOURCE_NOT_FOUND for what is missing, UNSAFE_FORMAT
 // when the only weights are pickled, UNSUPPORTED_ADAPTER when they are of another format. A warning

@@ -24,6 +24,12 @@ def is_pair(layer):
     return not isinstance(layer, (ModulesToSaveWrapper, TrainableTokensWrapper, ParamWrapper))
 
 
+def is_pruned_away(layer):
+    """AdaLoRA has left it no rank."""
+    pairs = getattr(layer, "lora_E", {})
+    return any(factors.shape[0] == 0 for factors in pairs.values())
+
+
 def some_input(layer, random):
     base = layer.get_base_layer()
     if isinstance(base, torch.nn.Embedding):
