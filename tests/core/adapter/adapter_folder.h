@@ -19,11 +19,18 @@
 
 namespace adapterd {
 
-// The opener over everything below `root`.
+// The opener over everything below `root`, adapters and base models alike.
 inline AdapterOpener OpenerAt(const std::filesystem::path& root) {
   auto roots = SourceRoots::Open({{"", root.string()}});
   if (!roots.ok()) throw std::runtime_error(std::string(roots.status().message()));
-  return OpenFromRoots(std::make_shared<const SourceRoots>(*std::move(roots)));
+  auto shared = std::make_shared<const SourceRoots>(*std::move(roots));
+  return OpenFromRoots(shared, shared);
+}
+
+// Matches a Problem that is a warning with this in its message.
+MATCHER_P(IsWarning, text, "") {
+  *result_listener << "\"" << arg.message << "\"";
+  return arg.severity == Severity::kWarning && arg.message.find(text) != std::string::npos;
 }
 
 // Matches a Problem.
@@ -97,12 +104,20 @@ class AdapterFolder {
   }
 
   // What Open found is in problems().
-  std::unique_ptr<AdapterReader> Open(const std::string& base_model = "") {
+  std::unique_ptr<AdapterReader> Open(const std::string& base_model = "",
+                                      const std::string& base_checkpoint = "") {
     problems_ = ProblemList();
-    return OpenerAt(dir_.path())({"a", base_model}, problems_);
+    return OpenerAt(dir_.path())({"a", base_model, base_checkpoint}, problems_);
   }
 
   std::unique_ptr<AdapterReader> WriteAndOpen() { return Write().Open(); }
+
+  // The revision; the modules go to `sink`. What it found is in problems(), too.
+  absl::StatusOr<std::string> Read(AdapterReader& reader, ModuleSink* sink = nullptr,
+                                   const Cancellation& cancellation = {}) {
+    ThreadPool pool("io", 2);
+    return reader.Read(pool, cancellation, sink, problems_);
+  }
 
   const TempDir& dir() const { return dir_; }
   ProblemList& problems() { return problems_; }
@@ -119,7 +134,8 @@ class AdapterFolder {
   Keys keys_ = {{"peft_type", "\"LORA\""},
                 {"target_modules", "[\"q_proj\", \"v_proj\"]"},
                 {"r", "2"},
-                {"lora_alpha", "4"}};
+                {"lora_alpha", "4"},
+                {"base_model_name_or_path", "\"base\""}};
   std::vector<OwnedTensor> tensors_;
   ProblemList problems_;
 };
