@@ -102,7 +102,7 @@ std::optional<PlannedPart> PairPlanner::PlanLora(const std::string& path, const 
   if (config_.lora_bias && !pair.is_embedding) {
     usable &= checks_.Complete(pair, path, {TensorRole::kLoraBias});
   }
-  const bool convolution = IsConvolution(pair);
+  const bool convolution = !pair.is_embedding && IsConvolution(pair);
   usable &= CheckFactors(path, pair, convolution);
   if (!usable) return std::nullopt;
   const ModuleKind kind = pair.is_embedding ? ModuleKind::kEmbedding
@@ -321,6 +321,7 @@ std::optional<PlannedPart> PairPlanner::PlanParameter(const std::string& path, i
   PlannedPart part = StartPair(is_weight ? path : key, ModuleKind::kLinear, pair);
   if (!is_weight && !MakeExperts(key, part)) return std::nullopt;
   if (!ScaleByPatterns(key, part.info)) return std::nullopt;
+  if (is_weight && !AddVectors(pair, part)) return std::nullopt;
   return part;
 }
 

@@ -1,9 +1,13 @@
 #include "core/registry/adapter_builder.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "core/compute/dora_norms.h"
 #include "core/tensor/convert.h"
@@ -40,10 +44,14 @@ AdapterBuilder::AdapterBuilder(const Kernels& kernels, std::shared_ptr<MemoryBud
 
 absl::Status AdapterBuilder::Take(size_t module, ModuleTensors tensors) {
   const ModuleInfo& info = adapter_->manifest().modules[module];
+  // Experts lie one after the other; a convolution's kernel counts as columns.
+  const MatrixView all_a = {tensors.lora_a.dtype(), info.pairs() * info.rank, info.columns(),
+                            tensors.lora_a.bytes().data()};
+  const MatrixView all_b = {tensors.lora_b.dtype(), info.pairs() * info.out_features, info.rank,
+                            tensors.lora_b.bytes().data()};
   for (int64_t pair = 0; pair < info.pairs(); ++pair) {
-    // Experts lie one after the other.
-    const MatrixView a = AsMatrix(tensors.lora_a).Rows(pair * info.rank, info.rank);
-    const MatrixView b = AsMatrix(tensors.lora_b).Rows(pair * info.out_features, info.out_features);
+    const MatrixView a = all_a.Rows(pair * info.rank, info.rank);
+    const MatrixView b = all_b.Rows(pair * info.out_features, info.out_features);
     ASSIGN_OR_RETURN(auto packed,
                      info.kind == ModuleKind::kEmbedding
                          ? PackedPair::PackEmbedding(kernels_, a, b)
@@ -86,6 +94,16 @@ absl::StatusOr<DoraVectors> AdapterBuilder::ReadDora(size_t module, const BaseMo
   }
   DoraVectors dora;
   dora.gain = DoraGains(adapter_->extras_[module].magnitude_f32, norms.Finish());
+  for (const float gain : dora.gain) {
+    if (std::isfinite(gain)) continue;
+    return Error(
+               Reason::kNonFiniteWeights,
+               fmt::format("a row of {} in the base model, with its delta, has no usable norm for "
+                           "DoRA",
+                           binding.weight->tensor))
+        .With("module", info.path)
+        .With("tensor", binding.weight->tensor);
+  }
   if (binding.bias) {
     const CheckpointTensor& bias = *checkpoint.Find(binding.bias->tensor);
     AlignedBuffer buffer(bias.bytes);

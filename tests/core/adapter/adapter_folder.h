@@ -33,6 +33,11 @@ MATCHER_P(IsWarning, text, "") {
   return arg.severity == Severity::kWarning && arg.message.find(text) != std::string::npos;
 }
 
+// GoogleTest finds this to print one.
+inline void PrintTo(const Problem& problem, std::ostream* os) {
+  *os << ReasonName(problem.reason) << " \"" << problem.message << "\"";
+}
+
 // Matches a Problem.
 MATCHER_P2(IsError, reason, field_or_tensor, "") {
   *result_listener << ReasonName(arg.reason) << " \"" << arg.message << "\" field \"" << arg.field
@@ -47,6 +52,11 @@ class AdapterFolder {
  public:
   static constexpr char kConfig[] = "a/adapter_config.json";
   static constexpr char kWeights[] = "a/adapter_model.safetensors";
+
+  AdapterFolder& Without(const std::string& key) {
+    std::erase_if(keys_, [&](const auto& present) { return present.first == key; });
+    return *this;
+  }
 
   // Keys and values as JSON text, e.g. {"r", "8"}; later ones replace earlier ones of that name.
   using Keys = std::vector<std::pair<std::string, std::string>>;
@@ -103,11 +113,12 @@ class AdapterFolder {
     return *this;
   }
 
-  // What Open found is in problems().
+  // Null when anything is wrong; what Open found is in problems().
   std::unique_ptr<AdapterReader> Open(const std::string& base_model = "",
                                       const std::string& base_checkpoint = "") {
     problems_ = ProblemList();
-    return OpenerAt(dir_.path())({"a", base_model, base_checkpoint}, problems_);
+    auto reader = OpenerAt(dir_.path())({"a", base_model, base_checkpoint}, problems_);
+    return problems_.has_errors() ? nullptr : std::move(reader);
   }
 
   std::unique_ptr<AdapterReader> WriteAndOpen() { return Write().Open(); }
