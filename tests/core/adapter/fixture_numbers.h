@@ -34,17 +34,16 @@ inline Doubles Widen(DType dtype, const Shape& shape, std::span<const std::byte>
   return {dtype, shape, {floats.begin(), floats.end()}};
 }
 
-// The tensors of expected.safetensors; none when the folder has no such file.
-inline std::map<std::string, Doubles> ReadExpected(const std::string& folder) {
+// The float tensors of a safetensors file below the fixtures; none when there is no such file.
+inline std::map<std::string, Doubles> ReadNumbers(const std::string& file_name) {
   std::map<std::string, Doubles> tensors;
-  const auto path = std::filesystem::path(ADAPTERD_FIXTURES) / folder / "expected.safetensors";
+  const auto path = std::filesystem::path(ADAPTERD_FIXTURES) / file_name;
   if (!std::filesystem::exists(path)) return tensors;
   const std::string file = ReadFile(path);
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file.data(), 8);
-  const auto header =
-      ParseSafetensorsHeader(std::string_view(file).substr(8, header_bytes),
-                             static_cast<int64_t>(file.size()), "expected.safetensors");
+  const auto header = ParseSafetensorsHeader(std::string_view(file).substr(8, header_bytes),
+                                             static_cast<int64_t>(file.size()), file_name);
   for (const SafetensorsEntry& tensor : header.value().tensors) {
     if (!IsComputeFloat(tensor.dtype)) continue;
     const auto bytes = std::as_bytes(std::span(file)).subspan(tensor.offset, tensor.bytes);

@@ -176,7 +176,7 @@ std::set<std::string> Folders() {
 class NumbersCheck {
  public:
   NumbersCheck(const std::string& folder, bool conv1d)
-      : expected_(ReadExpected(folder)), conv1d_(conv1d) {}
+      : expected_(ReadNumbers(folder + "/expected.safetensors")), conv1d_(conv1d) {}
 
   void Module(const ModuleInfo& module, const ModuleTensors& tensors) {
     SCOPED_TRACE(module.path);

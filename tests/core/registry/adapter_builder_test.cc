@@ -1,10 +1,12 @@
 // Adapters from real files: what is held is what was stored, and what a base model adds to it.
 #include "core/registry/adapter_builder.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "tests/core/adapter/adapter_folder.h"
+#include "tests/core/adapter/fixture_numbers.h"
 #include "tests/testing/checkpoint_builder.h"
 #include "tests/testing/module_collector.h"
 #include "tests/testing/peft_builder.h"
@@ -19,7 +21,7 @@ using ::testing::NotNull;
 
 constexpr DType kFloats[] = {DType::kF32, DType::kF16, DType::kBF16};
 
-std::string BytesOf(const Tensor& tensor) {
+std::string StoredBytes(const Tensor& tensor) {
   return {reinterpret_cast<const char*>(tensor.bytes().data()), tensor.bytes().size()};
 }
 
@@ -30,10 +32,6 @@ class AdapterBuilderTest : public ::testing::Test {
     const std::vector<float> values = random_.Floats(dtype, *ElementCount(shape));
     folder_.AddBytes("base_model.model." + name, shape, dtype, BytesOf(dtype, values));
     return values;
-  }
-
-  static std::string BytesOf(DType dtype, const std::vector<float>& values) {
-    return adapterd::BytesOf(dtype, values);
   }
 
   std::vector<float> AddToBase(const std::string& name, const Shape& shape,
@@ -99,8 +97,8 @@ TEST_F(AdapterBuilderTest, FactorsAreTheStoredBytes) {
     EXPECT_EQ(factors.lora_b.dtype(), stored[i].b_dtype);
     EXPECT_THAT(factors.lora_a.shape(), ElementsAre(3, 37));
     EXPECT_THAT(factors.lora_b.shape(), ElementsAre(21, 3));
-    EXPECT_EQ(adapterd::BytesOf(factors.lora_a), stored[i].a);
-    EXPECT_EQ(adapterd::BytesOf(factors.lora_b), stored[i].b);
+    EXPECT_EQ(StoredBytes(factors.lora_a), stored[i].a);
+    EXPECT_EQ(StoredBytes(factors.lora_b), stored[i].b);
   }
 }
 
@@ -117,8 +115,8 @@ TEST_F(AdapterBuilderTest, FactorsOfEmbeddingsAreTheStoredBytes) {
   for (size_t i = 0; i < a.size(); ++i) {
     const PairFactors factors = adapter->Factors(i, 0);
     EXPECT_THAT(factors.lora_a.shape(), ElementsAre(2, 19));
-    EXPECT_EQ(adapterd::BytesOf(factors.lora_a), a[i]);
-    EXPECT_EQ(adapterd::BytesOf(factors.lora_b), b[i]);
+    EXPECT_EQ(StoredBytes(factors.lora_a), a[i]);
+    EXPECT_EQ(StoredBytes(factors.lora_b), b[i]);
     ASSERT_OK_AND_ASSIGN(const PackedPair* pair, adapter->Pair(i, 0, DType::kF32));
     EXPECT_TRUE(pair->is_embedding());
   }
@@ -227,32 +225,40 @@ void ExpectGains(const std::vector<float>& gains, const std::vector<float>& magn
   }
 }
 
-TEST_F(AdapterBuilderTest, DoraDividesByTheNormsOfTheBase) {
-  for (const DType dtype : kFloats) {
-    for (const bool in_out : {false, true}) {
-      SCOPED_TRACE(fmt::format("{} {}", DTypeName(dtype), in_out));
-      folder_ = AdapterFolder();
-      base_ = CheckpointBuilder();
-      folder_.Config({{"use_dora", "true"}, {"fan_in_fan_out", in_out ? "true" : "false"}});
-      const std::vector<float> a = Add("q_proj.lora_A.weight", {2, 7}, dtype);
-      const std::vector<float> b = Add("q_proj.lora_B.weight", {5, 2}, dtype);
-      const std::vector<float> magnitude = Add("q_proj.lora_magnitude_vector", {5}, dtype);
-      const std::vector<float> w =
-          AddToBase("q_proj.weight", in_out ? Shape{7, 5} : Shape{5, 7}, dtype);
-      const std::vector<float> bias = AddToBase("q_proj.bias", {5}, dtype);
-      const auto adapter = Load(/*base=*/true);
-      const ModuleExtras& extras = adapter->extras(0);
-      EXPECT_EQ(FloatsOf(extras.magnitude), magnitude);
-      ASSERT_TRUE(extras.dora.has_value());
-      EXPECT_EQ(extras.dora->base_bias, bias);
-      ExpectGains(extras.dora->gain, magnitude, a, b, 2, 2,
-                  [&](size_t o, int64_t i) { return w[in_out ? i * 5 + o : o * 7 + i]; });
-      if (dtype == DType::kF32) {
-        const int64_t pair = (*adapter->Pair(0, 0, DType::kF32))->bytes();
-        EXPECT_EQ(adapter->memory_bytes(), pair + 4 * 5 * 4);  // twice magnitude, gain, base bias
-      }
-    }
-  }
+struct DoraCase {
+  DType dtype;
+  bool in_out;  // the base's layout
+};
+
+class AdapterBuilderDoraTest : public AdapterBuilderTest,
+                               public ::testing::WithParamInterface<DoraCase> {};
+INSTANTIATE_TEST_SUITE_P(Types, AdapterBuilderDoraTest,
+                         ::testing::Values(DoraCase{DType::kF32, false},
+                                           DoraCase{DType::kF32, true},
+                                           DoraCase{DType::kF16, false},
+                                           DoraCase{DType::kBF16, false},
+                                           DoraCase{DType::kBF16, true}));
+
+TEST_P(AdapterBuilderDoraTest, GainsAreMagnitudesOverTheNormsOfTheBase) {
+  const auto [dtype, in_out] = GetParam();
+  folder_.Config({{"use_dora", "true"}, {"fan_in_fan_out", in_out ? "true" : "false"}});
+  const std::vector<float> a = Add("q_proj.lora_A.weight", {2, 7}, dtype);
+  const std::vector<float> b = Add("q_proj.lora_B.weight", {5, 2}, dtype);
+  const std::vector<float> magnitude = Add("q_proj.lora_magnitude_vector", {5}, dtype);
+  const std::vector<float> w = AddToBase("q_proj.weight", in_out ? Shape{7, 5} : Shape{5, 7}, dtype);
+  const std::vector<float> bias = AddToBase("q_proj.bias", {5}, dtype);
+  const auto adapter = Load(/*base=*/true);
+  const ModuleExtras& extras = adapter->extras(0);
+  EXPECT_EQ(FloatsOf(extras.magnitude), magnitude);
+  ASSERT_TRUE(extras.dora.has_value());
+  EXPECT_EQ(extras.dora->base_bias, bias);
+  const bool transposed = in_out;
+  ExpectGains(extras.dora->gain, magnitude, a, b, 2, 2, [&](size_t o, int64_t i) {
+    return w[transposed ? i * 5 + static_cast<int64_t>(o) : static_cast<int64_t>(o) * 7 + i];
+  });
+  if (dtype != DType::kF32) return;
+  const int64_t pair = (*adapter->Pair(0, 0, DType::kF32))->bytes();
+  EXPECT_EQ(adapter->memory_bytes(), pair + 4 * 5 * 4);  // twice magnitude, gain, base bias
 }
 
 TEST_F(AdapterBuilderTest, DoraOnAnEmbeddingHasANormADimension) {
@@ -289,14 +295,39 @@ TEST_F(AdapterBuilderTest, GainsOfARealAdapterGiveItsMergedWeights) {
       OpenerAt(ADAPTERD_FIXTURES)({"peft/cases/llama-dora", "", "peft/bases/tiny-llama"}, problems);
   ASSERT_THAT(reader, NotNull()) << problems.ToStatus();
   const auto adapter = Build(*reader);
+  const auto expected = ReadNumbers("peft/cases/llama-dora/expected.safetensors");
+  const auto base = ReadNumbers("peft/bases/tiny-llama/model.safetensors");
+  int checked = 0;
   for (size_t i = 0; i < adapter->manifest().modules.size(); ++i) {
+    const ModuleInfo& info = adapter->manifest().modules[i];
+    const auto merged = expected.find(info.path + "|merged");
     ASSERT_TRUE(adapter->extras(i).dora.has_value());
-    // Initialised from the base, trained little: a gain that belongs to another row is far off.
-    for (const float gain : adapter->extras(i).dora->gain) {
-      EXPECT_GT(gain, 0.5);
-      EXPECT_LT(gain, 2);
+    if (merged == expected.end()) continue;
+    ++checked;
+    const PairFactors factors = adapter->Factors(i, 0);
+    const std::vector<float> a = FloatsOf(factors.lora_a);
+    const std::vector<float> b = FloatsOf(factors.lora_b);
+    const Doubles& w = base.at(info.path + ".weight");
+    for (int64_t o = 0; o < info.out_features; ++o) {
+      for (int64_t in = 0; in < info.in_features; ++in) {
+        double sum = w.at(o, in);
+        double size = std::abs(sum);
+        for (int64_t k = 0; k < info.rank; ++k) {
+          const double product =
+              info.scale * b[o * info.rank + k] * a[k * info.in_features + in];
+          sum += product;
+          size += std::abs(product);
+        }
+        const double gain = adapter->extras(i).dora->gain[o];
+        // PEFT's norm is a sum of in_features squares in F32, and so is its gain.
+        const double tolerance = Tolerance({.exact = gain * sum,
+                                            .magnitude = gain * size,
+                                            .roundings = info.in_features + info.rank + 8});
+        ASSERT_NEAR(merged->second.at(o, in), gain * sum, tolerance) << info.path;
+      }
     }
   }
+  EXPECT_GE(checked, 2);
 }
 
 }  // namespace
