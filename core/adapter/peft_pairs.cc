@@ -103,7 +103,7 @@ std::optional<PlannedPart> PairPlanner::PlanLora(const std::string& path, const 
   if (config_.lora_bias && !pair.is_embedding) {
     usable &= checks_.Complete(pair, path, {TensorRole::kLoraBias});
   }
-  const bool convolution = IsConvolution(pair);
+  const bool convolution = !pair.is_embedding && IsConvolution(pair);
   usable &= CheckFactors(path, pair, convolution);
   if (!usable) return std::nullopt;
   const ModuleKind kind = pair.is_embedding ? ModuleKind::kEmbedding
@@ -339,6 +339,7 @@ std::optional<PlannedPart> PairPlanner::PlanParameter(const std::string& path, i
   part.info.parameter = parameter;
   if (!is_weight && !MakeExperts(key, part)) return std::nullopt;
   if (!ScaleByPatterns(key, part.info)) return std::nullopt;
+  if (is_weight && !AddVectors(pair, part)) return std::nullopt;
   return part;
 }
 

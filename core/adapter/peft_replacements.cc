@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <optional>
+#include <set>
 
 #include "core/adapter/peft_keys.h"
 #include "core/base/quote.h"
@@ -85,6 +86,16 @@ Part PlanWhole(const std::string& path, const SafetensorsEntry* weight,
   return part;
 }
 
+// What training has pruned away (AdaLoRA): the tensors of such a pair are left out.
+std::set<std::string_view> PrunedPaths(const PeftConfig& config) {
+  std::set<std::string_view> pruned;
+  if (!config.kept_ranks) return pruned;
+  for (const auto& [path, rank] : *config.kept_ranks) {
+    if (rank == 0) pruned.insert(path);
+  }
+  return pruned;
+}
+
 Problem ReplacedBias(const PeftConfig& config, const std::string& path) {
   Problem problem;
   problem.severity = Severity::kWarning;
@@ -103,8 +114,9 @@ Problem ReplacedBias(const PeftConfig& config, const std::string& path) {
 std::vector<PlannedPart> PlanReplacements(const PeftConfig& config, const PeftTensors& tensors,
                                           TensorChecks& checks, ProblemList& problems) {
   std::vector<PlannedPart> parts;
+  const std::set<std::string_view> pruned = PrunedPaths(config);
   for (const auto& [path, replacement] : tensors.replacements) {
-    const bool has_pair = tensors.pairs.contains({path, 0});
+    const bool has_pair = tensors.pairs.contains({path, 0}) && !pruned.contains(path);
     const SafetensorsEntry* bias = has_pair ? nullptr : replacement.bias;
     if (has_pair && replacement.bias != nullptr) problems.Add(ReplacedBias(config, path));
     Part part;

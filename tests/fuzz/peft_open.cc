@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/adapter/peft_config.h"
+#include "core/adapter/peft_keys.h"
 #include "core/adapter/peft_plan.h"
 #include "core/base/checked_math.h"
 #include "core/formats/safetensors.h"
@@ -22,12 +24,12 @@ constexpr DeepCheck kDeepChecks[] = {
     {kPlanned, ""},
     {"module outside the targets", "which the config does not target"},
     {"factor without its partner", "is incomplete"},
-    {"same factor twice", "is the same factor of module"},
+    {"same tensor twice", "is the same tensor as"},
     {"rank that differs from the config's", "has another rank than the config says"},
     {"rank that differs between factors", "has another rank than its lora_A"},
     {"empty factor", "is empty"},
     {"factor that is not 2-D", "is not 2-D"},
-    {"dtype that factors cannot have", "has a dtype that factors cannot have"},
+    {"dtype that weights cannot have", "has a dtype that weights of an adapter cannot have"},
     {"tensor that no rule explains", "is not explained by any rule"},
     {"no pair at all", "holds no LoRA pair at all"},
     {"several adapter names", "under several adapter names"},
@@ -54,33 +56,61 @@ absl::StatusOr<SafetensorsHeader> ParseHeader(std::string_view json) {
 }
 
 void RequireModules(const PeftConfig& config, const AdapterManifest& manifest) {
-  Require(!manifest.modules.empty(), "a plan has modules");
   for (size_t i = 0; i < manifest.modules.size(); ++i) {
     const ModuleInfo& module = manifest.modules[i];
-    if (i > 0) Require(manifest.modules[i - 1].path < module.path, "modules are sorted and differ");
+    if (i > 0) Require(manifest.modules[i - 1].path <= module.path, "modules are sorted");
+    const bool behind_pair = i > 0 && manifest.modules[i - 1].path == module.path;
+    if (behind_pair) {
+      Require(manifest.modules[i - 1].pairs() > 0 && module.pairs() == 0,
+              "only a pair and the weight that it is added to share a path");
+    }
     const auto found = manifest.index.Find({module.path, "", std::nullopt});
-    Require(found.ok() && *found == i, "a module is found by its path");
+    Require(found.ok() && *found == (behind_pair ? i - 1 : i), "a module is found by its path");
     if (module.pairs() == 0) continue;
-    Require(module.rank > 0 && module.in_features > 0 && module.out_features > 0,
+    Require(module.rank > 0 && module.columns() > 0 && module.out_features > 0,
             "a pair is not empty");
+    Require(std::isfinite(module.scale), "a scale is a number");
+    if (config.method != PeftMethod::kLora) continue;
     const auto rank = static_cast<double>(module.rank);
     const double divisor = config.use_rslora ? std::sqrt(rank) : rank;
     Require(module.scale == module.alpha / divisor, "the scale follows from alpha and rank");
   }
 }
 
+// Buffers of training, copies of what is there anyway, and pairs that were pruned to rank 0.
+bool MayBeLeftOut(const PeftConfig& config, const SafetensorsEntry& tensor) {
+  const PeftKey key = ParsePeftKey(tensor.name);
+  if (key.kind == PeftTensorKind::kIgnored || key.is_copy) return true;
+  if (key.kind == PeftTensorKind::kKasa || config.method != PeftMethod::kAdaLora) return false;
+  const auto& kept = *config.kept_ranks;
+  return std::find(kept.begin(), kept.end(), std::pair(key.module, int64_t{0})) != kept.end();
+}
+
 // What is not planned would be left out in silence.
-void RequireEveryTensor(const PeftPlan& plan, const SafetensorsHeader& header) {
-  Require(plan.tensors.size() == header.tensors.size(), "every tensor is planned");
-  for (size_t i = 0; i < plan.tensors.size(); ++i) {
-    const PlannedTensor& planned = plan.tensors[i];
-    const SafetensorsEntry& entry = header.tensors[i];
-    Require(planned.offset == entry.offset && planned.bytes == entry.bytes,
-            "a tensor is planned where it lies");
-    Require(planned.dtype == entry.dtype && planned.shape == entry.shape,
-            "a tensor is planned as it is");
-    Require(planned.module < plan.manifest.modules.size(), "a tensor belongs to a module");
+void RequireEveryTensor(const PeftConfig& config, const PeftPlan& plan,
+                        const SafetensorsHeader& header) {
+  Require(plan.modules.size() == plan.manifest.modules.size(), "a module has its tensors");
+  std::map<std::string, const PlannedTensor*> planned;
+  const auto add = [&planned](const PlannedTensor& tensor) {
+    Require(planned.emplace(tensor.name, &tensor).second, "no tensor is planned twice");
+  };
+  for (const PlannedModule& module : plan.modules) {
+    Require(!module.tensors.empty(), "a module has tensors");
+    for (const PlannedTensor& tensor : module.tensors) add(tensor);
   }
+  for (const PlannedTensor& tensor : plan.shared) add(tensor);
+  for (const SafetensorsEntry& entry : header.tensors) {
+    const auto found = planned.find(entry.name);
+    Require(found != planned.end() || MayBeLeftOut(config, entry), "every tensor is planned");
+    if (found == planned.end()) continue;
+    const PlannedTensor& tensor = *found->second;
+    Require(tensor.offset == entry.offset && tensor.bytes == entry.bytes,
+            "a tensor is planned where it lies");
+    Require(tensor.dtype == entry.dtype && tensor.shape == entry.shape,
+            "a tensor is planned as it is");
+    planned.erase(found);
+  }
+  Require(planned.empty(), "nothing is planned that is not there");
 }
 
 void Run(std::string_view input) {
@@ -91,20 +121,19 @@ void Run(std::string_view input) {
   const auto header = ParseHeader(parts[1]);
   if (!header.ok()) problems.Add(header.status());
   if (config && header.ok()) {
-    const bool was_wrong = problems.has_errors();
-    const auto plan = BuildPeftPlan(*config, *header, "adapter_model.safetensors", problems);
-    Require(plan.has_value() == !problems.has_errors(), "a plan is there exactly without errors");
-    if (was_wrong) Require(!plan, "no plan follows a wrong config");
-    if (plan) {
+    const auto plan =
+        BuildPeftPlan(*config, *header, "adapter_model.safetensors", nullptr, problems);
+    Require(plan || problems.has_errors(), "without a plan there is an error");
+    if (plan && !problems.has_errors()) {
       RequireModules(*config, plan->manifest);
-      RequireEveryTensor(*plan, *header);
+      RequireEveryTensor(*config, *plan, *header);
       Note(PeftOpenTarget(), kPlanned);
     }
   }
   RequireGoodProblems(
       PeftOpenTarget(), problems,
       {Reason::kMalformedConfig, Reason::kUnsupportedAdapter, Reason::kMalformedTensorFile,
-       Reason::kUnsupportedDtype, Reason::kInvalidAdapter});
+       Reason::kUnsupportedDtype, Reason::kInvalidAdapter, Reason::kBaseRequired});
 }
 
 }  // namespace

@@ -25,6 +25,12 @@ class CheckpointBuilder {
     for (const int64_t dim : shape) elements *= dim;
     std::string bytes(elements * BitsOf(dtype) / 8, '\0');
     for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i + count_);
+    return AddBytes(name, std::move(shape), dtype, std::move(bytes), file);
+  }
+
+  // With these bytes instead.
+  CheckpointBuilder& AddBytes(const std::string& name, Shape shape, DType dtype, std::string bytes,
+                              const std::string& file = "model.safetensors") {
     ++count_;
     weight_map_[name] = file;
     files_[file].push_back({name, std::move(shape), dtype, std::move(bytes)});

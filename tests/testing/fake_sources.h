@@ -91,9 +91,12 @@ struct FakeContent {
   std::string base_model = "base";
   std::vector<FakeModule> modules = {{}};
   int64_t changed_ns = 1;  // of its one file; long ago
+  int64_t base_changed_ns = 1;  // of the base checkpoint that a request names
+  std::vector<std::string> warnings;  // that Read finds
   absl::Status open_error;
-  absl::Status read_error;                              // of Read and Digest, after the gate
-  std::function<void(const Cancellation&)> while_read;  // called by both, after the gate
+  absl::Status read_error;         // of both kinds of Read, after the gate
+  absl::Status weights_sha_error;  // of WeightsDigest
+  std::function<void(const Cancellation&)> while_read;  // called by both reads, after the gate
 };
 
 // One source: its content, its gates, and what was done with it.
@@ -104,9 +107,11 @@ struct FakeSource {
   Gate open_gate;
   Gate read_gate;
   Gate digest_gate;
+  Gate weights_sha_gate;
   std::atomic<int> opens{0};
-  std::atomic<int> reads{0};
-  std::atomic<int> digests{0};
+  std::atomic<int> reads{0};        // Read into a sink
+  std::atomic<int> digests{0};      // Read without one
+  std::atomic<int> weights_shas{0};  // WeightsDigest
 };
 
 inline std::string HexDigestOf(const std::string& text) {
@@ -134,7 +139,9 @@ inline std::shared_ptr<const AdapterManifest> ManifestOf(const FakeContent& cont
     manifest.modules.push_back(std::move(info));
     paths.push_back(module.path);
   }
-  manifest.file_bytes = manifest.factor_bytes();
+  for (const ModuleInfo& info : manifest.modules) {
+    manifest.file_bytes += info.lora_a_bytes() + info.lora_b_bytes();
+  }
   manifest.index = ModuleIndex(paths);
   return std::make_shared<const AdapterManifest>(std::move(manifest));
 }
@@ -155,33 +162,39 @@ inline Tensor FilledTensor(DType dtype, const Shape& shape, float value) {
 // A reads-as-it-was-opened snapshot, as an open file is.
 class FakeReader final : public AdapterReader {
  public:
-  FakeReader(FakeSource& source, FakeContent content)
+  FakeReader(FakeSource& source, FakeContent content, bool with_base = false)
       : source_(source), content_(std::move(content)), manifest_(ManifestOf(content_)) {
     identity_.files = {{"weights", {1, source.inode, 1, content_.changed_ns, content_.changed_ns}}};
+    if (!with_base) return;
+    const int64_t changed_ns = content_.base_changed_ns;
+    identity_.files.push_back({"base", {2, 1, 1, changed_ns, changed_ns}});
   }
 
   const std::shared_ptr<const AdapterManifest>& manifest() const override { return manifest_; }
   const SourceIdentity& identity() const override { return identity_; }
+  const BoundBase* base() const override { return nullptr; }
 
-  absl::StatusOr<std::shared_ptr<const Adapter>> Read(const Cancellation& cancellation,
-                                                      ProblemList& problems) override {
-    ++source_.reads;
-    source_.read_gate.Pass();
+  absl::StatusOr<std::string> Read(ThreadPool&, const Cancellation& cancellation, ModuleSink* sink,
+                                   ProblemList& problems) override {
+    ++(sink != nullptr ? source_.reads : source_.digests);
+    (sink != nullptr ? source_.read_gate : source_.digest_gate).Pass();
     RETURN_IF_ERROR(Check(cancellation, problems));
-    std::vector<ModuleFactors> factors;
-    for (const FakeModule& module : content_.modules) {
-      factors.push_back({FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f),
-                         FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f)});
+    for (size_t i = 0; sink != nullptr && i < content_.modules.size(); ++i) {
+      const FakeModule& module = content_.modules[i];
+      ModuleTensors tensors;
+      tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f);
+      tensors.lora_b = FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f);
+      RETURN_IF_ERROR(sink->Take(i, std::move(tensors)));
     }
-    return std::make_shared<const Adapter>(manifest_, DigestOf(content_), std::move(factors));
+    return DigestOf(content_).revision;
   }
 
-  absl::StatusOr<ContentDigest> Digest(const Cancellation& cancellation,
-                                       ProblemList& problems) override {
-    ++source_.digests;
-    source_.digest_gate.Pass();
-    RETURN_IF_ERROR(Check(cancellation, problems));
-    return DigestOf(content_);
+  absl::StatusOr<std::string> WeightsDigest(const Cancellation& cancellation) override {
+    ++source_.weights_shas;
+    source_.weights_sha_gate.Pass();
+    RETURN_IF_ERROR(cancellation.Check());
+    RETURN_IF_ERROR(content_.weights_sha_error);
+    return DigestOf(content_).weights_sha256;
   }
 
  private:
@@ -189,6 +202,12 @@ class FakeReader final : public AdapterReader {
     if (content_.while_read) content_.while_read(cancellation);
     RETURN_IF_ERROR(cancellation.Check());
     problems.Add(content_.read_error);
+    for (const std::string& message : content_.warnings) {
+      Problem warning;
+      warning.severity = Severity::kWarning;
+      warning.message = message;
+      problems.Add(std::move(warning));
+    }
     return content_.read_error;
   }
 
@@ -223,7 +242,8 @@ class FakeSources {
   void OpenAllGates() {
     absl::MutexLock lock(&mutex_);
     for (auto& [path, source] : sources_) {
-      for (Gate* gate : {&source->open_gate, &source->read_gate, &source->digest_gate}) {
+      for (Gate* gate : {&source->open_gate, &source->read_gate, &source->digest_gate,
+                         &source->weights_sha_gate}) {
         gate->Open();
       }
     }
@@ -249,7 +269,8 @@ class FakeSources {
       return nullptr;
     }
     if (!spec.base_model.empty()) content.base_model = spec.base_model;
-    return std::make_unique<FakeReader>(*source, std::move(content));
+    return std::make_unique<FakeReader>(*source, std::move(content),
+                                        !spec.base_checkpoint.empty());
   }
 
   FakeSource* Find(const std::string& path) {

@@ -19,11 +19,23 @@
 
 namespace adapterd {
 
-// The opener over everything below `root`.
+// The opener over everything below `root`, adapters and base models alike.
 inline AdapterOpener OpenerAt(const std::filesystem::path& root) {
   auto roots = SourceRoots::Open({{"", root.string()}});
   if (!roots.ok()) throw std::runtime_error(std::string(roots.status().message()));
-  return OpenFromRoots(std::make_shared<const SourceRoots>(*std::move(roots)));
+  auto shared = std::make_shared<const SourceRoots>(*std::move(roots));
+  return OpenFromRoots(shared, shared);
+}
+
+// Matches a Problem that is a warning with this in its message.
+MATCHER_P(IsWarning, text, "") {
+  *result_listener << "\"" << arg.message << "\"";
+  return arg.severity == Severity::kWarning && arg.message.find(text) != std::string::npos;
+}
+
+// GoogleTest finds this to print one.
+inline void PrintTo(const Problem& problem, std::ostream* os) {
+  *os << ReasonName(problem.reason) << " \"" << problem.message << "\"";
 }
 
 // Matches a Problem.
@@ -40,6 +52,11 @@ class AdapterFolder {
  public:
   static constexpr char kConfig[] = "a/adapter_config.json";
   static constexpr char kWeights[] = "a/adapter_model.safetensors";
+
+  AdapterFolder& Without(const std::string& key) {
+    std::erase_if(keys_, [&](const auto& present) { return present.first == key; });
+    return *this;
+  }
 
   // Keys and values as JSON text, e.g. {"r", "8"}; later ones replace earlier ones of that name.
   using Keys = std::vector<std::pair<std::string, std::string>>;
@@ -96,13 +113,22 @@ class AdapterFolder {
     return *this;
   }
 
-  // What Open found is in problems().
-  std::unique_ptr<AdapterReader> Open(const std::string& base_model = "") {
+  // Null when anything is wrong; what Open found is in problems().
+  std::unique_ptr<AdapterReader> Open(const std::string& base_model = "",
+                                      const std::string& base_checkpoint = "") {
     problems_ = ProblemList();
-    return OpenerAt(dir_.path())({"a", base_model}, problems_);
+    auto reader = OpenerAt(dir_.path())({"a", base_model, base_checkpoint}, problems_);
+    return problems_.has_errors() ? nullptr : std::move(reader);
   }
 
   std::unique_ptr<AdapterReader> WriteAndOpen() { return Write().Open(); }
+
+  // The revision; the modules go to `sink`. What it found is in problems(), too.
+  absl::StatusOr<std::string> Read(AdapterReader& reader, ModuleSink* sink = nullptr,
+                                   const Cancellation& cancellation = {}) {
+    ThreadPool pool("io", 2);
+    return reader.Read(pool, cancellation, sink, problems_);
+  }
 
   const TempDir& dir() const { return dir_; }
   ProblemList& problems() { return problems_; }
@@ -119,7 +145,8 @@ class AdapterFolder {
   Keys keys_ = {{"peft_type", "\"LORA\""},
                 {"target_modules", "[\"q_proj\", \"v_proj\"]"},
                 {"r", "2"},
-                {"lora_alpha", "4"}};
+                {"lora_alpha", "4"},
+                {"base_model_name_or_path", "\"base\""}};
   std::vector<OwnedTensor> tensors_;
   ProblemList problems_;
 };

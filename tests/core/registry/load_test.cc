@@ -177,13 +177,58 @@ TEST_P(LoadTest, TheBaseModelOfTheRequestIsPartOfTheAdapter) {
 }
 
 TEST_P(LoadTest, AnExpectedDigestMayBeTheRevisionOrTheFilesDigest) {
-  sources_.Put("a");
+  FakeSource& source = sources_.Put("a");
   LoadRequest request = Request("x");
-  request.expected_digest = DigestOf(FakeContent()).revision;
-  EXPECT_THAT(Load(request), IsOk());
-  request.name = "y";
-  request.expected_digest = DigestOf(FakeContent()).weights_sha256;
-  EXPECT_THAT(Load(request), IsOk());
+  for (const std::string& digest :
+       {DigestOf(FakeContent()).revision, DigestOf(FakeContent()).weights_sha256}) {
+    request.expected_digest = digest;
+    request.name += "x";
+    ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(request));
+    EXPECT_EQ(result.adapter.digest, DigestOf(FakeContent()));
+  }
+  EXPECT_EQ(source.weights_shas, 2);  // one pass each, also when it was needed for the check
+}
+
+TEST_P(LoadTest, TheFilesDigestIsTakenWhileTheAdapterServes) {
+  FakeSource& source = sources_.Put("a");
+  source.weights_sha_gate.Close();
+  Started load = StartLoad(Request("x"));
+  source.weights_sha_gate.AwaitVisitor();
+  ASSERT_OK_AND_ASSIGN(const AdapterSnapshot serving, registry_->Get("x"));
+  EXPECT_EQ(serving.state, AdapterState::kReady);
+  EXPECT_EQ(serving.digest.revision, DigestOf(FakeContent()).revision);
+  EXPECT_EQ(serving.digest.weights_sha256, "");
+  EXPECT_THAT(Acquire({{"x", ""}}), IsOk());
+  EXPECT_FALSE(load.pending.answered());
+  source.weights_sha_gate.Open();
+  ASSERT_OK_AND_ASSIGN(const LoadResult result, load.pending.Wait());
+  EXPECT_EQ(result.adapter.digest, DigestOf(FakeContent()));
+  EXPECT_EQ(registry_->Get("x")->digest, DigestOf(FakeContent()));
+}
+
+TEST_P(LoadTest, AFilesDigestThatCannotBeTakenAnyMoreIsLeftUnknown) {
+  FakeContent content;
+  content.weights_sha_error = Error(Reason::kSourceChanged, "moved on");
+  sources_.Put("a", content);
+  ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(Request("x")));
+  EXPECT_EQ(result.adapter.digest, (ContentDigest{DigestOf(content).revision, ""}));
+  LoadRequest expecting = Request("y");
+  expecting.expected_digest = DigestOf(content).weights_sha256;
+  EXPECT_THAT(Load(expecting), HasReason(Reason::kSourceChanged));
+}
+
+TEST_P(LoadTest, WarningsOfTheReadingAreKept) {
+  FakeContent content;
+  content.warnings = {"one", "two"};
+  sources_.Put("a", content);
+  ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(Request("x")));
+  EXPECT_THAT(result.adapter.warnings, ElementsAre("one", "two"));
+  // Options alone may change without the file being read again.
+  LoadRequest pinned = Replacing(Request("x"));
+  pinned.pinned = true;
+  ASSERT_OK_AND_ASSIGN(const LoadResult changed, Load(pinned));
+  EXPECT_THAT(changed.adapter.warnings, ElementsAre("one", "two"));
+  EXPECT_EQ(changed.adapter.digest, DigestOf(content));
 }
 
 struct FailingLoad {

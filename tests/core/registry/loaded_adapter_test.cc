@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "core/registry/adapter_builder.h"
 #include "tests/core/registry/registry_fixture.h"
 
 namespace adapterd {
@@ -19,11 +20,11 @@ class LoadedAdapterTest : public ::testing::Test {
 
   std::shared_ptr<const LoadedAdapter> Create(const FakeContent& content) {
     FakeSource source;
+    FakeReader reader(source, content);
+    auto reservation = budget_->Reserve(*LoadedAdapter::BytesFor(kernels_, *reader.manifest()));
+    AdapterBuilder builder(kernels_, budget_, reader.manifest(), *std::move(reservation));
     ProblemList problems;
-    auto adapter = FakeReader(source, content).Read(Cancellation(), problems);
-    auto reservation = budget_->Reserve(*LoadedAdapter::BytesFor(kernels_, (*adapter)->manifest()));
-    return LoadedAdapter::Create(kernels_, budget_, *std::move(adapter), *std::move(reservation))
-        .value();
+    return builder.Build(reader.Read(pool_, Cancellation(), &builder, problems).value());
   }
 
   int64_t PackedBytes(const FakeModule& module, ComputeType type) const {
@@ -36,18 +37,20 @@ class LoadedAdapterTest : public ::testing::Test {
   }
 
   Kernels kernels_;
+  ThreadPool pool_{"io", 2};
   std::shared_ptr<MemoryBudget> budget_ = MemoryBudget::Create(1 << 20);
 };
 
-TEST_F(LoadedAdapterTest, ItCostsItsFactorsAndOnePackedForm) {
+TEST_F(LoadedAdapterTest, ItCostsOnePackedForm) {
   const FakeContent content = ContentOf(DType::kF32);
   const auto adapter = Create(content);
-  int64_t expected = ManifestOf(content)->factor_bytes();
+  int64_t expected = 0;
   for (const FakeModule& module : content.modules) {
     expected += PackedBytes(module, ComputeType::kF32);
   }
   EXPECT_EQ(adapter->memory_bytes(), expected);
   EXPECT_EQ(budget_->used(), expected);
+  EXPECT_EQ(adapter->revision(), DigestOf(content).revision);
 }
 
 TEST_F(LoadedAdapterTest, TheFormOfItsOwnTypeIsThereFromTheStart) {
@@ -55,7 +58,7 @@ TEST_F(LoadedAdapterTest, TheFormOfItsOwnTypeIsThereFromTheStart) {
     const auto adapter = Create(ContentOf(dtype));
     const int64_t used = budget_->used();
     for (const size_t module : {0, 1}) {
-      ASSERT_OK_AND_ASSIGN(const PackedPair* pair, adapter->Pair(module, dtype));
+      ASSERT_OK_AND_ASSIGN(const PackedPair* pair, adapter->Pair(module, 0, dtype));
       EXPECT_EQ(pair->type(), kernels_.ComputeTypeFor(dtype, dtype, dtype));
       EXPECT_EQ(pair->shape().rank, static_cast<int64_t>(2 + module));
     }
@@ -65,9 +68,9 @@ TEST_F(LoadedAdapterTest, TheFormOfItsOwnTypeIsThereFromTheStart) {
 
 TEST_F(LoadedAdapterTest, AllMixesThatComputeInF32ShareOneForm) {
   const auto adapter = Create(ContentOf(DType::kF16));
-  ASSERT_OK_AND_ASSIGN(const PackedPair* f16, adapter->Pair(0, DType::kF16));
-  EXPECT_EQ(*adapter->Pair(0, DType::kF32), f16);
-  EXPECT_EQ(*adapter->Pair(0, DType::kBF16), f16);
+  ASSERT_OK_AND_ASSIGN(const PackedPair* f16, adapter->Pair(0, 0, DType::kF16));
+  EXPECT_EQ(*adapter->Pair(0, 0, DType::kF32), f16);
+  EXPECT_EQ(*adapter->Pair(0, 0, DType::kBF16), f16);
 }
 
 TEST_F(LoadedAdapterTest, AnotherFormIsReservedWhenItIsFirstNeeded) {
@@ -75,12 +78,12 @@ TEST_F(LoadedAdapterTest, AnotherFormIsReservedWhenItIsFirstNeeded) {
   const FakeContent content = ContentOf(DType::kBF16);
   auto adapter = Create(content);
   const int64_t before = adapter->memory_bytes();
-  ASSERT_OK_AND_ASSIGN(const PackedPair* pair, adapter->Pair(1, DType::kF32));
+  ASSERT_OK_AND_ASSIGN(const PackedPair* pair, adapter->Pair(1, 0, DType::kF32));
   EXPECT_EQ(pair->type(), ComputeType::kF32);
   const int64_t after = before + PackedBytes(content.modules[1], ComputeType::kF32);
   EXPECT_EQ(adapter->memory_bytes(), after);
   EXPECT_EQ(budget_->used(), after);
-  EXPECT_EQ(*adapter->Pair(1, DType::kF32), pair);
+  EXPECT_EQ(*adapter->Pair(1, 0, DType::kF32), pair);
   EXPECT_EQ(budget_->used(), after);
   int64_t freed = 0;
   adapter->OnFreed([&](int64_t bytes) { freed = bytes; });
@@ -95,10 +98,10 @@ TEST_F(LoadedAdapterTest, AFormThatDoesNotFitIsRefusedAndTheOthersStay) {
   const int64_t bytes = *LoadedAdapter::BytesFor(kernels_, *ManifestOf(content));
   budget_ = MemoryBudget::Create(bytes + PackedBytes(content.modules[0], ComputeType::kF32) - 1);
   const auto adapter = Create(content);
-  EXPECT_THAT(adapter->Pair(0, DType::kF32), HasReason(Reason::kMemoryBudgetExceeded));
+  EXPECT_THAT(adapter->Pair(0, 0, DType::kF32), HasReason(Reason::kMemoryBudgetExceeded));
   EXPECT_EQ(adapter->memory_bytes(), bytes);
   EXPECT_EQ(budget_->used(), bytes);
-  EXPECT_THAT(adapter->Pair(0, DType::kBF16), IsOk());
+  EXPECT_THAT(adapter->Pair(0, 0, DType::kBF16), IsOk());
 }
 
 TEST_F(LoadedAdapterTest, ThreadsThatNeedAFormAtOnceGetTheSame) {
@@ -106,7 +109,7 @@ TEST_F(LoadedAdapterTest, ThreadsThatNeedAFormAtOnceGetTheSame) {
   std::vector<const PackedPair*> pairs(8);
   std::vector<std::thread> threads;
   for (const PackedPair*& pair : pairs) {
-    threads.emplace_back([&] { pair = adapter->Pair(0, DType::kF32).value(); });
+    threads.emplace_back([&] { pair = adapter->Pair(0, 0, DType::kF32).value(); });
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_THAT(pairs, ::testing::Each(pairs[0]));

@@ -50,13 +50,13 @@ TEST_P(ReplaceTest, AnOldHandleKeepsItsRevisionUntilItIsLetGo) {
   ASSERT_OK_AND_ASSIGN(Handles old, Acquire({{"x", ""}}));
   ASSERT_OK_AND_ASSIGN(const LoadResult replaced, Load(Two()));
   EXPECT_THAT(replaced.adapter.draining_revisions, ElementsAre(DigestOf(one_).revision));
-  EXPECT_EQ(old[0]->adapter().digest(), DigestOf(one_));
+  EXPECT_EQ(old[0]->revision(), DigestOf(one_).revision);
   EXPECT_EQ(budget_->used(), BytesOf(one_) + BytesOf(two_));
   EXPECT_EQ(registry_->Get("x")->memory_bytes, BytesOf(two_));
   EXPECT_THAT(registry_->Get("x")->draining_revisions, ElementsAre(DigestOf(one_).revision));
 
   ASSERT_OK_AND_ASSIGN(const Handles current, Acquire({{"x", ""}}));
-  EXPECT_EQ(current[0]->adapter().digest(), DigestOf(two_));
+  EXPECT_EQ(current[0]->revision(), DigestOf(two_).revision);
   EXPECT_THAT(Acquire({{"x", DigestOf(one_).revision}}), HasReason(Reason::kRevisionMismatch));
 
   old.clear();
@@ -97,7 +97,7 @@ TEST_P(ReplaceTest, TheOldRevisionServesWhileTheNewOneIsRead) {
   EXPECT_EQ(adapter.state, AdapterState::kReady);
   EXPECT_EQ(adapter.digest, DigestOf(one_));
   ASSERT_OK_AND_ASSIGN(const Handles handles, Acquire({{"x", ""}}));
-  EXPECT_EQ(handles[0]->adapter().digest(), DigestOf(one_));
+  EXPECT_EQ(handles[0]->revision(), DigestOf(one_).revision);
   EXPECT_EQ(budget_->used(), BytesOf(one_) + BytesOf(two_));
   sources_["two"].read_gate.Open();
   EXPECT_THAT(started.pending.Wait(), IsOk());

@@ -160,6 +160,49 @@ TEST_P(SameContentTest, AnExpectedDigestIsCheckedOnANoOpToo) {
   request.expected_digest = DigestOf(FakeContent()).revision;
   ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(request));
   EXPECT_TRUE(result.already_loaded);
+  request.expected_digest = DigestOf(FakeContent()).weights_sha256;
+  ASSERT_OK_AND_ASSIGN(const LoadResult by_file, Load(request));
+  EXPECT_TRUE(by_file.already_loaded);
+}
+
+TEST_P(SameContentTest, AnUnchangedBaseIsTheSameContent) {
+  FakeSource& source = sources_.Put("a");
+  LoadRequest request = Request("x");
+  request.source.base_checkpoint = "base";
+  ASSERT_THAT(Load(request), IsOk());
+  ASSERT_OK_AND_ASSIGN(const LoadResult second, Load(request));
+  EXPECT_TRUE(second.already_loaded);
+  EXPECT_EQ(source.reads, 1);
+}
+
+// What was derived from it may differ: only reading it again would tell.
+TEST_P(SameContentTest, ABaseThatChangedIsOtherContent) {
+  FakeSource& source = sources_.Put("a");
+  LoadRequest request = Request("x");
+  request.source.base_checkpoint = "base";
+  ASSERT_THAT(Load(request), IsOk());
+  FakeContent content;
+  content.base_changed_ns = 2;
+  sources_.Put("a", content);
+  EXPECT_THAT(Load(request), HasReason(Reason::kAdapterExists));
+  ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(Replacing(request)));
+  EXPECT_FALSE(result.already_loaded);
+  EXPECT_EQ(result.replaced_revision, DigestOf(content).revision);  // the adapter's own content
+  EXPECT_EQ(source.reads, 2);
+}
+
+TEST_P(SameContentTest, AnotherBaseCheckpointOrNoneIsOtherContent) {
+  sources_.Put("a");
+  LoadRequest with_base = Request("x");
+  with_base.source.base_checkpoint = "base";
+  ASSERT_THAT(Load(with_base), IsOk());
+  LoadRequest other_base = with_base;
+  other_base.source.base_checkpoint = "other";
+  for (const LoadRequest& other : {Request("x"), other_base}) {
+    EXPECT_THAT(Load(other), HasReason(Reason::kAdapterExists));
+  }
+  ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(Replacing(Request("x"))));
+  EXPECT_FALSE(result.already_loaded);
 }
 
 TEST_P(SameContentTest, ASourceThatIsGoneIsAnErrorAndTheAdapterStays) {
