@@ -210,8 +210,10 @@ const WrongRequest kWrongModules[] = {
        ModuleOf(r).set_target("q_proj");
        ModuleOf(r).set_layer(-1);
      }},
-    {"Expert", Reason::kNotImplemented, "projections[0].module.expert",
+    {"ExpertOfALinearModule", Reason::kInvalidField, "projections[0].module",
      [](Request& r) { ModuleOf(r).set_expert(0); }},
+    {"NegativeExpert", Reason::kInvalidField, "",
+     [](Request& r) { ModuleOf(r).set_expert(-1); }},
     {"UnknownPath", Reason::kModuleNotTargeted, "",
      [](Request& r) { ModuleOf(r).set_path("model.layers.2.self_attn.q_proj"); }},
     {"PartOfAComponent", Reason::kModuleNotTargeted, "",

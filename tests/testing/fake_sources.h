@@ -181,7 +181,7 @@ class FakeReader final : public AdapterReader {
     RETURN_IF_ERROR(Check(cancellation, problems));
     for (size_t i = 0; sink != nullptr && i < content_.modules.size(); ++i) {
       const FakeModule& module = content_.modules[i];
-      ModuleTensors tensors;
+      ModuleTensors tensors{};
       tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f);
       tensors.lora_b = FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f);
       RETURN_IF_ERROR(sink->Take(i, std::move(tensors)));
