@@ -200,7 +200,7 @@ TEST_F(AdapterErrorsTest, BadAdaptersAreRefusedWithTheirReason) {
       .Write(dir, "infinite");
   const std::pair<const char*, Reason> cases[] = {
       {"no_json", Reason::kMalformedConfig},     {"truncated", Reason::kMalformedTensorFile},
-      {"pointer", Reason::kMalformedTensorFile}, {"dora", Reason::kUnsupportedAdapter},
+      {"pointer", Reason::kMalformedTensorFile}, {"dora", Reason::kInvalidAdapter},
       {"infinite", Reason::kNonFiniteWeights},
   };
   for (const auto& [source, reason] : cases) {

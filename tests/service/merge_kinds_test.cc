@@ -224,8 +224,8 @@ TEST_F(MergeKindsTest, ListingsNameTheKindOfEachModule) {
   std::multimap<std::string, v1::ModuleKind> kinds;
   for (const v1::AdapterModule& module : reply->adapter().modules()) {
     kinds.emplace(module.path(), module.kind());
-    if (module.path() == "experts.down_proj") EXPECT_EQ(module.experts(), kExperts);
-    if (module.path() == "q_proj") EXPECT_TRUE(module.replaces_bias());
+    EXPECT_EQ(module.experts(), module.kind() == v1::MODULE_KIND_EXPERTS ? kExperts : 0);
+    EXPECT_EQ(module.replaces_bias(), module.path() == "q_proj" || module.path() == "score");
   }
   EXPECT_THAT(kinds, ::testing::ElementsAre(
                          std::pair("conv", v1::MODULE_KIND_CONV),

@@ -110,7 +110,7 @@ const WrongRequest kWrongTensors[] = {
      [](Request& r) { r.mutable_input()->clear_dtype(); }},
     {"UnknownDtype", Reason::kUnsupportedDtype, "input.dtype",
      [](Request& r) { r.mutable_input()->set_dtype(static_cast<v1::DataType>(77)); }},
-    {"IntegerDtype", Reason::kUnsupportedDtype, "input.dtype",
+    {"IntegerDtype", Reason::kUnsupportedDtype, "input",
      [](Request& r) { r.mutable_input()->set_dtype(v1::DATA_TYPE_I32); }},
     {"Ids", Reason::kUnsupportedDtype, "input",
      [](Request& r) {
@@ -118,7 +118,7 @@ const WrongRequest kWrongTensors[] = {
        r.mutable_input()->add_shape(1);
        r.mutable_input()->add_int64_values(5);
      }},
-    {"FloatsAsIntegers", Reason::kUnsupportedDtype, "input.dtype",
+    {"FloatsAsIntegers", Reason::kUnsupportedDtype, "input",
      [](Request& r) {
        *r.mutable_input() = ReadableTensor(DType::kF32, {1}, {5});
        r.mutable_input()->set_dtype(v1::DATA_TYPE_I64);

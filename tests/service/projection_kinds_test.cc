@@ -111,6 +111,7 @@ TEST_F(ProjectionKindsTest, IdsThatAreNoneAreRefused) {
   for (const int64_t id : {int64_t{-1}, kIds, int64_t{1} << 40, INT64_MIN}) {
     const auto reply = server_.Apply(RequestOf(Ids({2}, {0, id}), "e"));
     EXPECT_THAT(reply.status, IsRpcError(Reason::kInvalidField));
+    EXPECT_THAT(reply.status, HasRpcMetadata("field", "input"));
     EXPECT_THAT(reply.status, HasRpcMetadata("actual", std::to_string(id)));
     EXPECT_THAT(reply.status, HasRpcMetadata("module", "e"));
   }
@@ -119,6 +120,7 @@ TEST_F(ProjectionKindsTest, IdsThatAreNoneAreRefused) {
 TEST_F(ProjectionKindsTest, EachModuleTakesItsKindOfInput) {
   ExpectRefused(Floats("e"), Reason::kUnsupportedDtype, "takes token ids");
   ExpectRefused(RequestOf(Ids({2}, {1, 2}), "q_proj"), Reason::kUnsupportedDtype, "takes floats");
+  EXPECT_THAT(server_.Apply(Floats("e")).status, HasRpcMetadata("field", "input"));
 }
 
 TEST_F(ProjectionKindsTest, AnExpertIsALinearPairOfItsOwn) {

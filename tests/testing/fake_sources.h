@@ -159,6 +159,13 @@ inline Tensor FilledTensor(DType dtype, const Shape& shape, float value) {
   return Tensor(dtype, shape, std::move(buffer));
 }
 
+inline ModuleTensors TensorsOf(const FakeModule& module) {
+  ModuleTensors tensors;
+  tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f);
+  tensors.lora_b = FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f);
+  return tensors;
+}
+
 // A reads-as-it-was-opened snapshot, as an open file is.
 class FakeReader final : public AdapterReader {
  public:
@@ -180,11 +187,7 @@ class FakeReader final : public AdapterReader {
     (sink != nullptr ? source_.read_gate : source_.digest_gate).Pass();
     RETURN_IF_ERROR(Check(cancellation, problems));
     for (size_t i = 0; sink != nullptr && i < content_.modules.size(); ++i) {
-      const FakeModule& module = content_.modules[i];
-      ModuleTensors tensors{};
-      tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f);
-      tensors.lora_b = FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f);
-      RETURN_IF_ERROR(sink->Take(i, std::move(tensors)));
+      RETURN_IF_ERROR(sink->Take(i, TensorsOf(content_.modules[i])));
     }
     return DigestOf(content_).revision;
   }
