@@ -199,10 +199,9 @@ std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, con
 bool PairPlanner::IsPrunedAway(const std::string& path) {
   const auto kept = kept_ranks_.find(path);
   if (kept == kept_ranks_.end() || kept->second > 0) return false;
-  problems_.Add(ConfigWarning(
-      config_, "rank_pattern",
-      fmt::format("{}: module {} was pruned to rank 0 and is left out", config_.file,
-                  Quoted(path))));
+  problems_.Add(ConfigWarning(config_, "rank_pattern",
+                              fmt::format("{}: module {} was pruned to rank 0 and is left out",
+                                          config_.file, Quoted(path))));
   return true;
 }
 

@@ -144,8 +144,8 @@ TEST_F(MergeKindsTest, DoraNeedsNothingButTheWeight) {
       double squares = 0;
       double own = 0;
       for (int64_t i = 0; i < kInputs; ++i) {
-        const double sum = weight_[o * kInputs + i] +
-                           Delta(at("dora.A"), at("dora.B"), kInputs, o, i);
+        const double sum =
+            weight_[o * kInputs + i] + Delta(at("dora.A"), at("dora.B"), kInputs, o, i);
         squares += sum * sum;
         if (i == at_element % kInputs) own = sum;
       }
@@ -227,16 +227,15 @@ TEST_F(MergeKindsTest, ListingsNameTheKindOfEachModule) {
     EXPECT_EQ(module.experts(), module.kind() == v1::MODULE_KIND_EXPERTS ? kExperts : 0);
     EXPECT_EQ(module.replaces_bias(), module.path() == "q_proj" || module.path() == "score");
   }
-  EXPECT_THAT(kinds, ::testing::ElementsAre(
-                         std::pair("conv", v1::MODULE_KIND_CONV),
-                         std::pair("e", v1::MODULE_KIND_EMBEDDING),
-                         std::pair("embed_tokens", v1::MODULE_KIND_EMBEDDING),
-                         std::pair("embed_tokens", v1::MODULE_KIND_REPLACEMENT),
-                         std::pair("experts.down_proj", v1::MODULE_KIND_EXPERTS),
-                         std::pair("point", v1::MODULE_KIND_CONV),
-                         std::pair("q_proj", v1::MODULE_KIND_LINEAR),
-                         std::pair("score", v1::MODULE_KIND_REPLACEMENT),
-                         std::pair("tok", v1::MODULE_KIND_REPLACEMENT)));
+  EXPECT_THAT(kinds, ::testing::ElementsAre(std::pair("conv", v1::MODULE_KIND_CONV),
+                                            std::pair("e", v1::MODULE_KIND_EMBEDDING),
+                                            std::pair("embed_tokens", v1::MODULE_KIND_EMBEDDING),
+                                            std::pair("embed_tokens", v1::MODULE_KIND_REPLACEMENT),
+                                            std::pair("experts.down_proj", v1::MODULE_KIND_EXPERTS),
+                                            std::pair("point", v1::MODULE_KIND_CONV),
+                                            std::pair("q_proj", v1::MODULE_KIND_LINEAR),
+                                            std::pair("score", v1::MODULE_KIND_REPLACEMENT),
+                                            std::pair("tok", v1::MODULE_KIND_REPLACEMENT)));
 }
 
 }  // namespace

@@ -35,7 +35,8 @@ class ProjectionKindsTest : public KindsFixture {
   double Applied(const std::vector<float>& a, const std::vector<float>& b, int64_t row,
                  int64_t o) const {
     double sum = 0;
-    for (int64_t i = 0; i < kInputs; ++i) sum += Delta(a, b, kInputs, o, i) * input_[row * kInputs + i];
+    for (int64_t i = 0; i < kInputs; ++i)
+      sum += Delta(a, b, kInputs, o, i) * input_[row * kInputs + i];
     return sum;
   }
 
@@ -152,9 +153,8 @@ TEST_F(ProjectionKindsTest, ReplacementsAndKernelsCanOnlyBeMerged) {
 }
 
 TEST_F(ProjectionKindsTest, AKernelOfOneElementIsALinearLayer) {
-  ExpectRows(Floats("point"), [&](int64_t row, int64_t o) {
-    return Applied(at("point.A"), at("point.B"), row, o);
-  });
+  ExpectRows(Floats("point"),
+             [&](int64_t row, int64_t o) { return Applied(at("point.A"), at("point.B"), row, o); });
 }
 
 TEST_F(ProjectionKindsTest, BiasesOfTheAdapterAreScaledAndWeighted) {
@@ -192,8 +192,8 @@ class ProjectionDoraTest : public ProjectionKindsTest {
 TEST_F(ProjectionDoraTest, BaseAndDeltaAreRescaledButNotTheBias) {
   ExpectRows(Valid(), [&](int64_t row, int64_t o) {
     const double bias = at("base.bias")[o];
-    const double sum = base_output_[row * kOutputs + o] - bias +
-                       Applied(at("dora.A"), at("dora.B"), row, o);
+    const double sum =
+        base_output_[row * kOutputs + o] - bias + Applied(at("dora.A"), at("dora.B"), row, o);
     return bias + Gain(o) * sum;
   });
 }
@@ -214,7 +214,8 @@ TEST_F(ProjectionDoraTest, ItIsNoSummand) {
   for (const bool dora_first : {false, true}) {
     request = Valid();
     request.clear_adapter();
-    AddSegment(request, 2, {Ref(dora_first ? "dora" : "plain"), Ref(dora_first ? "plain" : "dora")});
+    AddSegment(request, 2,
+               {Ref(dora_first ? "dora" : "plain"), Ref(dora_first ? "plain" : "dora")});
     ExpectRefused(request, Reason::kInvalidField, "no other adapter");
   }
   // In a segment of its own it may stand beside others.

@@ -93,12 +93,11 @@ v1::Tensor IdsData(v1::DataType dtype, const std::vector<int64_t>& shape,
 }
 
 TEST(TensorConvertTest, IdsComeInEveryForm) {
-  const std::vector<v1::Tensor> messages = {
-      IdsMessage(v1::DATA_TYPE_UNSPECIFIED, {2, 1}, {7, -1}),
-      IdsMessage(v1::DATA_TYPE_I64, {2, 1}, {7, -1}),
-      IdsMessage(v1::DATA_TYPE_I32, {2, 1}, {7, -1}),
-      IdsData<int64_t>(v1::DATA_TYPE_I64, {2, 1}, {7, -1}),
-      IdsData<int32_t>(v1::DATA_TYPE_I32, {2, 1}, {7, -1})};
+  const std::vector<v1::Tensor> messages = {IdsMessage(v1::DATA_TYPE_UNSPECIFIED, {2, 1}, {7, -1}),
+                                            IdsMessage(v1::DATA_TYPE_I64, {2, 1}, {7, -1}),
+                                            IdsMessage(v1::DATA_TYPE_I32, {2, 1}, {7, -1}),
+                                            IdsData<int64_t>(v1::DATA_TYPE_I64, {2, 1}, {7, -1}),
+                                            IdsData<int32_t>(v1::DATA_TYPE_I32, {2, 1}, {7, -1})};
   for (const v1::Tensor& message : messages) {
     SCOPED_TRACE(message.ShortDebugString());
     EXPECT_TRUE(HoldsIntegers(message));

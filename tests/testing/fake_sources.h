@@ -90,12 +90,12 @@ struct FakeContent {
   std::string text = "1";  // stands for the bytes: equal text gives equal revisions
   std::string base_model = "base";
   std::vector<FakeModule> modules = {{}};
-  int64_t changed_ns = 1;  // of its one file; long ago
-  int64_t base_changed_ns = 1;  // of the base checkpoint that a request names
+  int64_t changed_ns = 1;             // of its one file; long ago
+  int64_t base_changed_ns = 1;        // of the base checkpoint that a request names
   std::vector<std::string> warnings;  // that Read finds
   absl::Status open_error;
-  absl::Status read_error;         // of both kinds of Read, after the gate
-  absl::Status weights_sha_error;  // of WeightsDigest
+  absl::Status read_error;                              // of both kinds of Read, after the gate
+  absl::Status weights_sha_error;                       // of WeightsDigest
   std::function<void(const Cancellation&)> while_read;  // called by both reads, after the gate
 };
 
@@ -109,8 +109,8 @@ struct FakeSource {
   Gate digest_gate;
   Gate weights_sha_gate;
   std::atomic<int> opens{0};
-  std::atomic<int> reads{0};        // Read into a sink
-  std::atomic<int> digests{0};      // Read without one
+  std::atomic<int> reads{0};         // Read into a sink
+  std::atomic<int> digests{0};       // Read without one
   std::atomic<int> weights_shas{0};  // WeightsDigest
 };
 
@@ -272,8 +272,7 @@ class FakeSources {
       return nullptr;
     }
     if (!spec.base_model.empty()) content.base_model = spec.base_model;
-    return std::make_unique<FakeReader>(*source, std::move(content),
-                                        !spec.base_checkpoint.empty());
+    return std::make_unique<FakeReader>(*source, std::move(content), !spec.base_checkpoint.empty());
   }
 
   FakeSource* Find(const std::string& path) {

@@ -34,14 +34,13 @@ Tensor Random(TestRandom& random, DType dtype, const Shape& shape) {
 }
 
 TEST(PeftFoldTest, EverythingElseIsMovedAsItIs) {
-  for (const ModuleKind kind : {ModuleKind::kLinear, ModuleKind::kEmbedding, ModuleKind::kConv,
-                                ModuleKind::kReplacement}) {
+  for (const ModuleKind kind :
+       {ModuleKind::kLinear, ModuleKind::kEmbedding, ModuleKind::kConv, ModuleKind::kReplacement}) {
     TestRandom random(1);
     StoredTensors stored{};
     std::vector<const std::byte*> data;
-    for (const TensorRole role :
-         {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraBias, TensorRole::kMagnitude,
-          TensorRole::kWeight, TensorRole::kBias}) {
+    for (const TensorRole role : {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraBias,
+                                  TensorRole::kMagnitude, TensorRole::kWeight, TensorRole::kBias}) {
       Of(stored, role) = Random(random, DType::kF16, {2, static_cast<int64_t>(role) + 1});
       data.push_back(Of(stored, role).bytes().data());
     }
