@@ -76,10 +76,9 @@ void Describe(const AdapterSnapshot& adapter, const ValidationResult& result, in
   AddLine("ranks", fmt::format("{}", fmt::join(manifest.ranks(), ", ")), out);
   AddLine("parameters", fmt::format("{}", manifest.parameter_count()), out);
   AddLine("revision", adapter.digest.revision, out);
-  AddLine(
-      "weights",
-      fmt::format("{}, SHA-256 {}", Size(manifest.file_bytes), adapter.digest.weights_sha256),
-      out);
+  AddLine("weights",
+          fmt::format("{}, SHA-256 {}", Size(manifest.file_bytes), adapter.digest.weights_sha256),
+          out);
   AddLine("memory",
           fmt::format("{}, {} the budget of {}", Size(result.memory_bytes),
                       result.fits ? "within" : "more than", Size(budget)),

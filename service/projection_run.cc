@@ -65,19 +65,22 @@ absl::Status CheckInput(const ProjectionPlan& plan, const ModuleInfo& info, cons
       return CheckWidth("in_features", info.in_features, plan.in_features, "input", ref, info);
     }
     return Error(Reason::kUnsupportedDtype,
-                 fmt::format("input: module {} takes floats, found integers", info.path));
+                 fmt::format("input: module {} takes floats, found integers", info.path))
+        .With("field", "input");
   }
   if (plan.ids() == nullptr) {
     return Error(Reason::kUnsupportedDtype,
                  fmt::format("input: module {} is an embedding and takes token ids (I32 or I64), "
                              "found floats",
-                             info.path));
+                             info.path))
+        .With("field", "input");
   }
   for (const int64_t id : plan.ids()->values()) {
     if (id >= 0 && id < info.in_features) continue;
     return Error(Reason::kInvalidField,
                  fmt::format("input: module {} has ids from 0 to {}, found {}", info.path,
                              info.in_features - 1, id))
+        .With("field", "input")
         .With("expected", info.in_features)
         .With("actual", id);
   }

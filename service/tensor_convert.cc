@@ -90,8 +90,9 @@ absl::StatusOr<IdTensor> IdTensor::Read(const v1::Tensor& message, const std::st
   RETURN_IF_ERROR(CheckContents(message, field));
   const bool is_i32 = message.dtype() == v1::DATA_TYPE_I32;
   const DType dtype = is_i32 ? DType::kI32 : DType::kI64;
-  if (message.f32_values_size() > 0 ||
-      (message.dtype() != v1::DATA_TYPE_UNSPECIFIED && !HoldsIntegers(message))) {
+  const bool is_float = !is_i32 && message.dtype() != v1::DATA_TYPE_I64 &&
+                        message.dtype() != v1::DATA_TYPE_UNSPECIFIED;
+  if (message.f32_values_size() > 0 || is_float) {
     return FieldError(Reason::kUnsupportedDtype, field, "expected token ids (I32 or I64)");
   }
   IdTensor tensor;

@@ -2,7 +2,7 @@
 #ifndef ADAPTERD_CORE_ADAPTER_PEFT_FOLD_H_
 #define ADAPTERD_CORE_ADAPTER_PEFT_FOLD_H_
 
-#include <array>
+#include <vector>
 
 #include "core/adapter/adapter.h"
 #include "core/adapter/peft_config.h"
@@ -11,8 +11,8 @@
 
 namespace adapterd {
 
-// The tensors of one module as they are in the file, by role.
-using StoredTensors = std::array<Tensor, kTensorRoles>;
+// The tensors of one module as they are in the file, one for each of kTensorRoles.
+using StoredTensors = std::vector<Tensor>;
 
 // VeRA's projections A [rank, inputs] and B [outputs, rank], at least as large as any module.
 struct VeraProjections {

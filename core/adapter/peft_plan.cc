@@ -80,7 +80,8 @@ std::optional<PeftPlan> BuildPeftPlan(const PeftConfig& config, const Safetensor
   TensorChecks checks(weights_file, problems);
   const PeftTensors tensors = SortPeftTensors(config, header, weights_file, problems);
   std::vector<PlannedPart> parts = PlanPairs(config, tensors, base, checks, problems);
-  std::vector<PlannedPart> replacements = PlanReplacements(config, tensors, checks, problems);
+  std::vector<PlannedPart> replacements =
+      PlanReplacements(config, tensors, parts, checks, problems);
   std::move(replacements.begin(), replacements.end(), std::back_inserter(parts));
   // Tensors that were refused are no further news.
   if (tensors.pairs.empty() && (header.tensors.empty() || !problems.has_errors())) {

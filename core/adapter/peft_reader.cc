@@ -110,7 +110,7 @@ absl::Status PeftReader::ReadShared(const Cancellation& cancellation, ModuleFact
 absl::Status PeftReader::ReadModule(size_t module, const Cancellation& cancellation,
                                     ModuleSink* sink, ModuleFacts& facts) const {
   const PlannedModule& planned = modules_[module];
-  StoredTensors stored;
+  StoredTensors stored(kTensorRoles);
   for (const PlannedTensor& tensor : planned.tensors) {
     TensorFacts& told = facts.tensors.emplace_back();
     if (sink == nullptr) {

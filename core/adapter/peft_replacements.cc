@@ -86,16 +86,6 @@ Part PlanWhole(const std::string& path, const SafetensorsEntry* weight,
   return part;
 }
 
-// What training has pruned away (AdaLoRA): the tensors of such a pair are left out.
-std::set<std::string_view> PrunedPaths(const PeftConfig& config) {
-  std::set<std::string_view> pruned;
-  if (!config.kept_ranks) return pruned;
-  for (const auto& [path, rank] : *config.kept_ranks) {
-    if (rank == 0) pruned.insert(path);
-  }
-  return pruned;
-}
-
 Problem ReplacedBias(const PeftConfig& config, const std::string& path) {
   Problem problem;
   problem.severity = Severity::kWarning;
@@ -112,11 +102,13 @@ Problem ReplacedBias(const PeftConfig& config, const std::string& path) {
 }  // namespace
 
 std::vector<PlannedPart> PlanReplacements(const PeftConfig& config, const PeftTensors& tensors,
+                                          const std::vector<PlannedPart>& pairs,
                                           TensorChecks& checks, ProblemList& problems) {
+  std::set<std::string_view> with_pair;
+  for (const PlannedPart& pair : pairs) with_pair.insert(pair.info.path);
   std::vector<PlannedPart> parts;
-  const std::set<std::string_view> pruned = PrunedPaths(config);
   for (const auto& [path, replacement] : tensors.replacements) {
-    const bool has_pair = tensors.pairs.contains({path, 0}) && !pruned.contains(path);
+    const bool has_pair = with_pair.contains(path);
     const SafetensorsEntry* bias = has_pair ? nullptr : replacement.bias;
     if (has_pair && replacement.bias != nullptr) problems.Add(ReplacedBias(config, path));
     Part part;

@@ -11,9 +11,10 @@
 
 namespace adapterd {
 
-// The kReplacement modules. The bias of a module that has a pair goes with the pair; here it is
-// warned about.
+// The kReplacement modules. The bias of a module that has one of `pairs` goes with the pair; here
+// it is warned about.
 std::vector<PlannedPart> PlanReplacements(const PeftConfig& config, const PeftTensors& tensors,
+                                          const std::vector<PlannedPart>& pairs,
                                           TensorChecks& checks, ProblemList& problems);
 
 }  // namespace adapterd

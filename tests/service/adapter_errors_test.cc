@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "tests/service/projection_fixture.h"
+#include "tests/testing/checkpoint_builder.h"
 
 namespace adapterd {
 namespace {
@@ -132,8 +133,6 @@ struct WrongField {
 TEST_F(AdapterErrorsTest, FieldsThatAreNotImplementedOrWrong) {
   using Request = v1::LoadAdapterRequest;
   const WrongField cases[] = {
-      {"base_checkpoint", Reason::kNotImplemented,
-       [](Request& r) { r.set_base_checkpoint("llama"); }},
       {"hosted_base", Reason::kNotImplemented, [](Request& r) { r.set_hosted_base("llama"); }},
       {"head_counts", Reason::kNotImplemented, [](Request& r) { r.mutable_head_counts(); }},
       {"expected_digest", Reason::kInvalidField, [](Request& r) { r.set_expected_digest("abc"); }},
@@ -157,6 +156,19 @@ TEST_F(AdapterErrorsTest, FieldsThatAreNotImplementedOrWrong) {
       EXPECT_THAT(status, IsRpcError(wrong.reason));
       EXPECT_THAT(status, HasRpcMetadata("field", wrong.name));
     }
+  }
+  ExpectNothingLoaded();
+}
+
+TEST_F(AdapterErrorsTest, BaseCheckpointsAreCheckedLikeSources) {
+  CheckpointBuilder().Add("other.weight", {2, 2}).Write(server_.dir(), "base");
+  const std::pair<const char*, Reason> cases[] = {{"nowhere", Reason::kSourceNotFound},
+                                                  {"../base", Reason::kPathOutsideRoot},
+                                                  {"base", Reason::kBaseModelMismatch}};
+  for (const auto& [checkpoint, reason] : cases) {
+    v1::LoadAdapterRequest load = Valid();
+    load.set_base_checkpoint(checkpoint);
+    EXPECT_THAT(server_.Load(load).status, IsRpcError(reason)) << checkpoint;
   }
   ExpectNothingLoaded();
 }
@@ -188,7 +200,7 @@ TEST_F(AdapterErrorsTest, BadAdaptersAreRefusedWithTheirReason) {
       .Write(dir, "infinite");
   const std::pair<const char*, Reason> cases[] = {
       {"no_json", Reason::kMalformedConfig},     {"truncated", Reason::kMalformedTensorFile},
-      {"pointer", Reason::kMalformedTensorFile}, {"dora", Reason::kUnsupportedAdapter},
+      {"pointer", Reason::kMalformedTensorFile}, {"dora", Reason::kInvalidAdapter},
       {"infinite", Reason::kNonFiniteWeights},
   };
   for (const auto& [source, reason] : cases) {

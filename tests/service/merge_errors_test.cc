@@ -95,7 +95,7 @@ const WrongRequest kWrong[] = {
     {"Alias", Reason::kNotImplemented, "",
      [](Request& r) { r.mutable_adapters(0)->set_name("x@stable"); }},
     {"NoModule", Reason::kInvalidField, "", [](Request& r) { r.clear_module(); }},
-    {"Expert", Reason::kNotImplemented, "module.expert",
+    {"ExpertOfALinearModule", Reason::kInvalidField, "module",
      [](Request& r) { r.mutable_module()->set_expert(1); }},
     {"AmbiguousTarget", Reason::kInvalidField, "module",
      [](Request& r) {

@@ -110,7 +110,7 @@ const WrongRequest kWrongTensors[] = {
      [](Request& r) { r.mutable_input()->clear_dtype(); }},
     {"UnknownDtype", Reason::kUnsupportedDtype, "input.dtype",
      [](Request& r) { r.mutable_input()->set_dtype(static_cast<v1::DataType>(77)); }},
-    {"IntegerDtype", Reason::kUnsupportedDtype, "input.dtype",
+    {"IntegerDtype", Reason::kUnsupportedDtype, "input",
      [](Request& r) { r.mutable_input()->set_dtype(v1::DATA_TYPE_I32); }},
     {"Ids", Reason::kUnsupportedDtype, "input",
      [](Request& r) {
@@ -118,7 +118,7 @@ const WrongRequest kWrongTensors[] = {
        r.mutable_input()->add_shape(1);
        r.mutable_input()->add_int64_values(5);
      }},
-    {"FloatsAsIntegers", Reason::kUnsupportedDtype, "input.dtype",
+    {"FloatsAsIntegers", Reason::kUnsupportedDtype, "input",
      [](Request& r) {
        *r.mutable_input() = ReadableTensor(DType::kF32, {1}, {5});
        r.mutable_input()->set_dtype(v1::DATA_TYPE_I64);
@@ -210,8 +210,9 @@ const WrongRequest kWrongModules[] = {
        ModuleOf(r).set_target("q_proj");
        ModuleOf(r).set_layer(-1);
      }},
-    {"Expert", Reason::kNotImplemented, "projections[0].module.expert",
+    {"ExpertOfALinearModule", Reason::kInvalidField, "projections[0].module",
      [](Request& r) { ModuleOf(r).set_expert(0); }},
+    {"NegativeExpert", Reason::kInvalidField, "", [](Request& r) { ModuleOf(r).set_expert(-1); }},
     {"UnknownPath", Reason::kModuleNotTargeted, "",
      [](Request& r) { ModuleOf(r).set_path("model.layers.2.self_attn.q_proj"); }},
     {"PartOfAComponent", Reason::kModuleNotTargeted, "",

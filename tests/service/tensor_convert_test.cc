@@ -73,6 +73,72 @@ TEST(TensorConvertTest, ErrorsNameTheField) {
   EXPECT_THAT(status, HasMessage(HasSubstr("[2]")));
 }
 
+v1::Tensor IdsMessage(v1::DataType dtype, const std::vector<int64_t>& shape,
+                      const std::vector<int64_t>& values) {
+  v1::Tensor message;
+  message.set_dtype(dtype);
+  message.mutable_shape()->Assign(shape.begin(), shape.end());
+  message.mutable_int64_values()->Assign(values.begin(), values.end());
+  return message;
+}
+
+// The same as little-endian bytes.
+template <typename Integer>
+v1::Tensor IdsData(v1::DataType dtype, const std::vector<int64_t>& shape,
+                   const std::vector<Integer>& values) {
+  v1::Tensor message = IdsMessage(dtype, shape, {});
+  message.mutable_data()->resize(values.size() * sizeof(Integer));
+  std::memcpy(message.mutable_data()->data(), values.data(), message.data().size());
+  return message;
+}
+
+TEST(TensorConvertTest, IdsComeInEveryForm) {
+  const std::vector<v1::Tensor> messages = {IdsMessage(v1::DATA_TYPE_UNSPECIFIED, {2, 1}, {7, -1}),
+                                            IdsMessage(v1::DATA_TYPE_I64, {2, 1}, {7, -1}),
+                                            IdsMessage(v1::DATA_TYPE_I32, {2, 1}, {7, -1}),
+                                            IdsData<int64_t>(v1::DATA_TYPE_I64, {2, 1}, {7, -1}),
+                                            IdsData<int32_t>(v1::DATA_TYPE_I32, {2, 1}, {7, -1})};
+  for (const v1::Tensor& message : messages) {
+    SCOPED_TRACE(message.ShortDebugString());
+    EXPECT_TRUE(HoldsIntegers(message));
+    ASSERT_OK_AND_ASSIGN(const IdTensor tensor, IdTensor::Read(message, "input"));
+    EXPECT_THAT(tensor.shape(), ElementsAre(2, 1));
+    EXPECT_THAT(tensor.values(), ElementsAre(7, -1));
+  }
+  EXPECT_FALSE(HoldsIntegers(DataTensor(DType::kF32, {1}, {1})));
+  EXPECT_FALSE(HoldsIntegers(ReadableTensor(DType::kF16, {1}, {1})));
+  ASSERT_OK_AND_ASSIGN(const IdTensor scalar,
+                       IdTensor::Read(IdsMessage(v1::DATA_TYPE_I64, {}, {3}), "input"));
+  EXPECT_TRUE(scalar.shape().empty());
+  ASSERT_OK_AND_ASSIGN(const IdTensor none,
+                       IdTensor::Read(IdsMessage(v1::DATA_TYPE_I64, {0}, {}), "input"));
+  EXPECT_TRUE(none.values().empty());
+}
+
+TEST(TensorConvertTest, WrongIdsAreRefused) {
+  v1::Tensor both = IdsData<int64_t>(v1::DATA_TYPE_I64, {1}, {3});
+  both.add_int64_values(3);
+  v1::Tensor cut = IdsData<int64_t>(v1::DATA_TYPE_I64, {1}, {3});
+  cut.mutable_data()->pop_back();
+  v1::Tensor readable = ReadableTensor(DType::kF32, {1}, {1});
+  readable.set_dtype(v1::DATA_TYPE_I64);
+  const std::pair<v1::Tensor, Reason> cases[] = {
+      {both, Reason::kInvalidField},
+      {cut, Reason::kShapeMismatch},
+      {IdsData<int32_t>(v1::DATA_TYPE_I64, {1}, {3}), Reason::kShapeMismatch},
+      {IdsMessage(v1::DATA_TYPE_I64, {2}, {3}), Reason::kShapeMismatch},
+      {IdsMessage(v1::DATA_TYPE_I64, {-1}, {3}), Reason::kShapeMismatch},
+      {IdsMessage(v1::DATA_TYPE_I64, {INT64_MAX, 2}, {3}), Reason::kShapeMismatch},
+      {IdsMessage(v1::DATA_TYPE_I64, std::vector<int64_t>(17, 1), {3}), Reason::kShapeMismatch},
+      {readable, Reason::kUnsupportedDtype},
+      {IdsMessage(v1::DATA_TYPE_F32, {1}, {3}), Reason::kUnsupportedDtype},
+      {DataTensor(DType::kF32, {1}, {3}), Reason::kUnsupportedDtype}};
+  for (const auto& [message, reason] : cases) {
+    SCOPED_TRACE(message.ShortDebugString());
+    EXPECT_THAT(IdTensor::Read(message, "input"), HasReason(reason));
+  }
+}
+
 TEST(TensorConvertTest, AWriterFillsDataOrReadableValues) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     for (const bool readable : {false, true}) {

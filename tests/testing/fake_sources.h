@@ -90,12 +90,12 @@ struct FakeContent {
   std::string text = "1";  // stands for the bytes: equal text gives equal revisions
   std::string base_model = "base";
   std::vector<FakeModule> modules = {{}};
-  int64_t changed_ns = 1;  // of its one file; long ago
-  int64_t base_changed_ns = 1;  // of the base checkpoint that a request names
+  int64_t changed_ns = 1;             // of its one file; long ago
+  int64_t base_changed_ns = 1;        // of the base checkpoint that a request names
   std::vector<std::string> warnings;  // that Read finds
   absl::Status open_error;
-  absl::Status read_error;         // of both kinds of Read, after the gate
-  absl::Status weights_sha_error;  // of WeightsDigest
+  absl::Status read_error;                              // of both kinds of Read, after the gate
+  absl::Status weights_sha_error;                       // of WeightsDigest
   std::function<void(const Cancellation&)> while_read;  // called by both reads, after the gate
 };
 
@@ -109,8 +109,8 @@ struct FakeSource {
   Gate digest_gate;
   Gate weights_sha_gate;
   std::atomic<int> opens{0};
-  std::atomic<int> reads{0};        // Read into a sink
-  std::atomic<int> digests{0};      // Read without one
+  std::atomic<int> reads{0};         // Read into a sink
+  std::atomic<int> digests{0};       // Read without one
   std::atomic<int> weights_shas{0};  // WeightsDigest
 };
 
@@ -140,7 +140,7 @@ inline std::shared_ptr<const AdapterManifest> ManifestOf(const FakeContent& cont
     paths.push_back(module.path);
   }
   for (const ModuleInfo& info : manifest.modules) {
-    manifest.file_bytes += info.lora_a_bytes() + info.lora_b_bytes();
+    manifest.file_bytes += info.parameter_count() * FloatBytes(info.lora_a_dtype);
   }
   manifest.index = ModuleIndex(paths);
   return std::make_shared<const AdapterManifest>(std::move(manifest));
@@ -157,6 +157,13 @@ inline Tensor FilledTensor(DType dtype, const Shape& shape, float value) {
   const std::vector<float> values(count, value);
   ConvertFromF32(values.data(), dtype, buffer.data(), count);
   return Tensor(dtype, shape, std::move(buffer));
+}
+
+inline ModuleTensors TensorsOf(const FakeModule& module) {
+  ModuleTensors tensors;
+  tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f);
+  tensors.lora_b = FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f);
+  return tensors;
 }
 
 // A reads-as-it-was-opened snapshot, as an open file is.
@@ -180,11 +187,7 @@ class FakeReader final : public AdapterReader {
     (sink != nullptr ? source_.read_gate : source_.digest_gate).Pass();
     RETURN_IF_ERROR(Check(cancellation, problems));
     for (size_t i = 0; sink != nullptr && i < content_.modules.size(); ++i) {
-      const FakeModule& module = content_.modules[i];
-      ModuleTensors tensors;
-      tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f);
-      tensors.lora_b = FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f);
-      RETURN_IF_ERROR(sink->Take(i, std::move(tensors)));
+      RETURN_IF_ERROR(sink->Take(i, TensorsOf(content_.modules[i])));
     }
     return DigestOf(content_).revision;
   }
@@ -269,8 +272,7 @@ class FakeSources {
       return nullptr;
     }
     if (!spec.base_model.empty()) content.base_model = spec.base_model;
-    return std::make_unique<FakeReader>(*source, std::move(content),
-                                        !spec.base_checkpoint.empty());
+    return std::make_unique<FakeReader>(*source, std::move(content), !spec.base_checkpoint.empty());
   }
 
   FakeSource* Find(const std::string& path) {

@@ -90,6 +90,13 @@ class PeftBuilder {
     return *this;
   }
 
+  // Any other tensor, with random elements, which it gives.
+  std::vector<float> AddTensor(const std::string& name, const Shape& shape,
+                               DType dtype = DType::kF32) {
+    others_.push_back({name, dtype, shape, random_.Floats(dtype, *ElementCount(shape))});
+    return others_.back().values;
+  }
+
   PeftBuilder& BaseModel(const std::string& name) {
     base_model_ = name;
     return *this;
@@ -140,7 +147,7 @@ class PeftBuilder {
 
   std::string WeightsFile() const {
     std::vector<std::string> contents;
-    contents.reserve(2 * modules_.size());
+    contents.reserve(2 * modules_.size() + others_.size());
     std::vector<SafetensorsTensor> tensors;
     const auto add = [&](const std::string& name, DType dtype, Shape shape,
                          const std::vector<float>& values) {
@@ -153,10 +160,21 @@ class PeftBuilder {
       add(prefix + ".lora_A.weight", module.dtype, {module.rank, module.in_features}, module.a);
       add(prefix + ".lora_B.weight", module.dtype, {module.out_features, module.rank}, module.b);
     }
+    for (const Other& other : others_) {
+      add("base_model.model." + other.name, other.dtype, other.shape, other.values);
+    }
     return SerializeSafetensors(std::move(tensors), {{"format", "pt"}}).value();
   }
 
+  struct Other {
+    std::string name;
+    DType dtype;
+    Shape shape;
+    std::vector<float> values;
+  };
+
   TestRandom random_;
+  std::vector<Other> others_;
   std::vector<PeftModule> modules_;
   std::string base_model_ = "base";
   nlohmann::json more_config_ = nlohmann::json::object();

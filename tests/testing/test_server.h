@@ -85,7 +85,7 @@ class TestServer {
     server_->Wait();
   }
 
-  // The adapter root.
+  // The adapter root, and the root of base models.
   const TempDir& dir() const { return dir_; }
   AdapterRegistry& registry() { return registry_; }
   Metrics& metrics() { return metrics_; }
@@ -175,8 +175,9 @@ class TestServer {
 
   AdapterOpener OpenerFor(const TestServerOptions& options) const {
     if (options.opener) return options.opener;
-    return OpenFromRoots(std::make_shared<const SourceRoots>(
-        SourceRoots::Open({{"", dir_.path().string()}}).value()));
+    const auto roots = std::make_shared<const SourceRoots>(
+        SourceRoots::Open({{"", dir_.path().string()}}).value());
+    return OpenFromRoots(roots, roots);
   }
 
   static v1::GetServerInfoResponse InfoFor(const TestServerOptions& options) {

@@ -235,8 +235,8 @@ class NumbersCheck {
   void TokenRows(const ModuleInfo& module, const ModuleTensors& tensors) {
     const Doubles* merged = Take(module.path + "|merged");
     ASSERT_NE(merged, nullptr);
-    const Doubles rows = Widen(tensors.weight.dtype(), tensors.weight.shape(),
-                               tensors.weight.bytes());
+    const Doubles rows =
+        Widen(tensors.weight.dtype(), tensors.weight.shape(), tensors.weight.bytes());
     for (size_t i = 0; i < module.token_ids.size(); ++i) {
       EXPECT_EQ(Rows(rows, static_cast<int64_t>(i), 1).values,
                 Rows(*merged, module.token_ids[i], 1).values);
@@ -329,7 +329,8 @@ TEST_P(FixtureTest, HasTheExpectedOutcome) {
   numbers.ExpectNothingLeft();
   EXPECT_EQ(reader->Read(pool, {}, nullptr, problems).value(), *revision);
   std::cout << fmt::format("{}: {} modules, ranks {}, {} against the tool's numbers\n", folder,
-                           outcome.loaded->modules, fmt::join(outcome.loaded->ranks, " "), numbers.checked());
+                           outcome.loaded->modules, fmt::join(outcome.loaded->ranks, " "),
+                           numbers.checked());
 }
 
 std::string TestName(const ::testing::TestParamInfo<std::string>& info) {

@@ -36,10 +36,10 @@ TEST(PeftExpertsTest, OneParameterNeedsNoOrder) {
 }
 
 TEST(PeftExpertsTest, SeveralOfAnUnknownOrderAreRefused) {
-  EXPECT_THAT(TargetedParameters("m.experts", {"experts.down_proj", "experts.w1"}),
-              AllOf(HasReason(Reason::kUnsupportedAdapter),
-                    HasErrorMetadata("field", "target_parameters"),
-                    HasErrorMetadata("module", "m.experts"), HasMessage(HasSubstr("\"w1\""))));
+  EXPECT_THAT(
+      TargetedParameters("m.experts", {"experts.down_proj", "experts.w1"}),
+      AllOf(HasReason(Reason::kUnsupportedAdapter), HasErrorMetadata("field", "target_parameters"),
+            HasErrorMetadata("module", "m.experts"), HasMessage(HasSubstr("\"w1\""))));
 }
 
 BaseFacts FactsWith(const Shape& shape, bool in_out) {
@@ -86,8 +86,8 @@ TEST(PeftExpertsTest, TheShapeOfABaseDecides) {
 }
 
 TEST(PeftExpertsTest, ABaseOfAnotherShapeIsAMismatch) {
-  for (const Shape& shape : {Shape{3, 6, 5}, Shape{3, 4, 4}, Shape{6, 4}, Shape{3, 6, 4, 1}, Shape{},
-                             Shape{3}}) {
+  for (const Shape& shape :
+       {Shape{3, 6, 5}, Shape{3, 4, 4}, Shape{6, 4}, Shape{3, 6, 4, 1}, Shape{}, Shape{3}}) {
     const BaseFacts base = FactsWith(shape, false);
     EXPECT_THAT(Swapped("0.19.1", &base),
                 AllOf(HasReason(Reason::kBaseModelMismatch), HasErrorMetadata("module", kPath)))

@@ -34,14 +34,13 @@ Tensor Random(TestRandom& random, DType dtype, const Shape& shape) {
 }
 
 TEST(PeftFoldTest, EverythingElseIsMovedAsItIs) {
-  for (const ModuleKind kind : {ModuleKind::kLinear, ModuleKind::kEmbedding, ModuleKind::kConv,
-                                ModuleKind::kReplacement}) {
+  for (const ModuleKind kind :
+       {ModuleKind::kLinear, ModuleKind::kEmbedding, ModuleKind::kConv, ModuleKind::kReplacement}) {
     TestRandom random(1);
-    StoredTensors stored{};
+    StoredTensors stored(kTensorRoles);
     std::vector<const std::byte*> data;
-    for (const TensorRole role :
-         {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraBias, TensorRole::kMagnitude,
-          TensorRole::kWeight, TensorRole::kBias}) {
+    for (const TensorRole role : {TensorRole::kLoraA, TensorRole::kLoraB, TensorRole::kLoraBias,
+                                  TensorRole::kMagnitude, TensorRole::kWeight, TensorRole::kBias}) {
       Of(stored, role) = Random(random, DType::kF16, {2, static_cast<int64_t>(role) + 1});
       data.push_back(Of(stored, role).bytes().data());
     }
@@ -63,7 +62,7 @@ TEST(PeftFoldTest, AdaLoraScalesTheRowsOfA) {
     const std::vector<float> a = random.Floats(dtype, kRank * kIn);
     const std::vector<float> b = random.Floats(dtype, kOut * kRank);
     const std::vector<float> e = random.Floats(DType::kBF16, kRank);
-    StoredTensors stored{};
+    StoredTensors stored(kTensorRoles);
     Of(stored, TensorRole::kLoraA) = TensorOf(dtype, {kRank, kIn}, a);
     Of(stored, TensorRole::kLoraB) = TensorOf(dtype, {kOut, kRank}, b);
     Of(stored, TensorRole::kLoraE) = TensorOf(DType::kBF16, {kRank, 1}, e);
@@ -94,7 +93,7 @@ TEST(PeftFoldTest, VeraTakesItsPartOfTheProjections) {
   const std::vector<float> b = FloatsOf(projections.b);
   const std::vector<float> d = random.Floats(DType::kF32, kRank);
   const std::vector<float> by_row = random.Floats(DType::kF16, kOut);
-  StoredTensors stored{};
+  StoredTensors stored(kTensorRoles);
   Of(stored, TensorRole::kLambdaD) = TensorOf(DType::kF32, {kRank}, d);
   Of(stored, TensorRole::kLambdaB) = TensorOf(DType::kF16, {kOut}, by_row);
   const ModuleTensors folded = FoldTensors(PeftMethod::kVera, InfoOf(ModuleKind::kLinear), false,
@@ -126,7 +125,7 @@ TEST(PeftFoldTest, ExpertsComeOutOneAfterTheOther) {
       TestRandom random(4);
       const std::vector<float> a = random.Floats(dtype, kExperts * kRank * wide);
       const std::vector<float> b = random.Floats(dtype, high * kRank * kExperts);
-      StoredTensors stored{};
+      StoredTensors stored(kTensorRoles);
       Of(stored, TensorRole::kLoraA) = TensorOf(dtype, {kExperts * kRank, wide}, a);
       Of(stored, TensorRole::kLoraB) = TensorOf(dtype, {high, kRank * kExperts}, b);
       const ModuleTensors folded = FoldTensors(PeftMethod::kLora, InfoOf(ModuleKind::kExperts),

@@ -57,8 +57,10 @@ TEST(PeftKindsErrorsTest, WhatAPairNeedsMustBeThere) {
       {"magnitude of another size", dora,
        [](AdapterFolder& f) { f.AddPair("q_proj").Add(kMagnitude, {4}); }, kInvalid, kMagnitude},
       {"magnitude that is a matrix", dora,
-       [](AdapterFolder& f) { f.AddPair("q_proj", 2, 4, 4).Add(kMagnitude, {2, 2}); }, kInvalid,
-       kMagnitude},
+       [](AdapterFolder& f) {
+         f.AddPair("q_proj", 2, 4, 4).Add(kMagnitude, {2, 2});
+       },
+       kInvalid, kMagnitude},
       {"integer magnitude", dora,
        [](AdapterFolder& f) { f.AddPair("q_proj").Add(kMagnitude, {3}, DType::kI32); }, kDtype,
        kMagnitude},
@@ -78,8 +80,10 @@ TEST(PeftKindsErrorsTest, WhatAPairNeedsMustBeThere) {
        kInvalid,
        kQ + ".lora_B.bias"},
       {"embedding without B", embedding,
-       [](AdapterFolder& f) { f.Add(kP + "e.lora_embedding_A", {2, 9}); }, kInvalid,
-       kP + "e.lora_embedding_A"},
+       [](AdapterFolder& f) {
+         f.Add(kP + "e.lora_embedding_A", {2, 9});
+       },
+       kInvalid, kP + "e.lora_embedding_A"},
       {"embedding of two ranks", embedding,
        [](AdapterFolder& f) {
          f.Add(kP + "e.lora_embedding_A", {2, 9}).Add(kP + "e.lora_embedding_B", {4, 3});
@@ -110,14 +114,15 @@ TEST(PeftKindsErrorsTest, ConvolutionsAreChecked) {
       {"ranks differ", {}, conv({2, 4, 3, 3}, {4, 3, 1, 1}), kInvalid, kQ + ".lora_B.weight"},
       {"in groups", {}, conv({4, 4, 3, 3}, {4, 2, 1, 1}), kUnsupported, kQ + ".lora_B.weight"},
       {"empty kernel", {}, conv({2, 4, 0, 3}, {4, 2, 1, 1}), kInvalid, kQ + ".lora_A.weight"},
-      {"integers", {}, conv({2, 4, 3, 3}, {4, 2, 1, 1}, DType::kI8), kDtype,
-       kQ + ".lora_A.weight"},
+      {"integers", {}, conv({2, 4, 3, 3}, {4, 2, 1, 1}, DType::kI8), kDtype, kQ + ".lora_A.weight"},
       {"B with a kernel", {}, conv({2, 4, 3, 3}, {4, 2, 3, 3}), kInvalid, kQ + ".lora_A.weight"},
       {"A is none", {}, conv({2, 4}, {4, 2, 1, 1}), kInvalid, kQ + ".lora_B.weight"},
-      {"six dimensions", {}, conv({2, 4, 1, 1, 1, 1}, {4, 2, 1, 1, 1, 1}), kInvalid,
+      {"six dimensions",
+       {},
+       conv({2, 4, 1, 1, 1, 1}, {4, 2, 1, 1, 1, 1}),
+       kInvalid,
        kQ + ".lora_A.weight"},
-      {"rank of the config", {}, conv({3, 4, 3, 3}, {4, 3, 1, 1}), kInvalid,
-       kQ + ".lora_A.weight"},
+      {"rank of the config", {}, conv({3, 4, 3, 3}, {4, 3, 1, 1}), kInvalid, kQ + ".lora_A.weight"},
   });
 }
 
@@ -136,8 +141,7 @@ TEST(PeftKindsErrorsTest, ReplacementsAreChecked) {
       {"bias that nothing explains", {}, with_pair(bias, {3}), kInvalid, bias},
       {"bias of a layer without a pair", lora_only, with_pair(kP + "k_proj.bias", {3}), kInvalid,
        kP + "k_proj.bias"},
-      {"bias of a factor", all, with_pair(kQ + ".lora_A.bias", {2}), kInvalid,
-       kQ + ".lora_A.bias"},
+      {"bias of a factor", all, with_pair(kQ + ".lora_A.bias", {2}), kInvalid, kQ + ".lora_A.bias"},
       {"bias of another size", all, with_pair(bias, {4}), kInvalid, bias},
       {"integer bias", all, with_pair(kP + "norm.bias", {4}, DType::kI64), kDtype,
        kP + "norm.bias"},
@@ -147,7 +151,10 @@ TEST(PeftKindsErrorsTest, ReplacementsAreChecked) {
        with_pair(score, {3, 4}),
        kInvalid,
        score},
-      {"base weight of a pair", {}, with_pair(kQ + ".base_layer.weight", {3, 4}), kInvalid,
+      {"base weight of a pair",
+       {},
+       with_pair(kQ + ".base_layer.weight", {3, 4}),
+       kInvalid,
        kQ + ".base_layer.weight"},
       {"empty weight", saved, with_pair(score, {0, 4}), kInvalid, score},
       {"integer weight", saved, with_pair(score, {3, 4}, DType::kI8), kDtype, score},
@@ -157,7 +164,9 @@ TEST(PeftKindsErrorsTest, ReplacementsAreChecked) {
        },
        kInvalid, kP + "score.bias"},
       {"weight twice", saved,
-       [&](AdapterFolder& f) { f.AddPair("q_proj").Add(score, {3, 4}).Add("score.weight", {3, 4}); },
+       [&](AdapterFolder& f) {
+         f.AddPair("q_proj").Add(score, {3, 4}).Add("score.weight", {3, 4});
+       },
        kInvalid, "score.weight"},
       {"rows without tokens", {}, with_pair(kRows, {2, 4}), kInvalid, kRows},
       {"rows of another layer", of_other, with_pair(kRows, {2, 4}), kInvalid, kRows},
@@ -174,7 +183,9 @@ TEST(PeftKindsErrorsTest, ReplacementsAreChecked) {
        kRows},
       {"rows beside a whole weight",
        {{"trainable_token_indices", "[1, 2]"}, {"modules_to_save", R"(["e"])"}},
-       [](AdapterFolder& f) { f.AddPair("q_proj").Add(kRows, {2, 4}).Add(kP + "e.weight", {9, 4}); },
+       [](AdapterFolder& f) {
+         f.AddPair("q_proj").Add(kRows, {2, 4}).Add(kP + "e.weight", {9, 4});
+       },
        kUnsupported,
        kRows},
   });
@@ -221,15 +232,15 @@ TEST(PeftKindsErrorsTest, AdaLoraAndVeraAreChecked) {
       {"VeRA: without lambda_b", vera, with({.lambda_b = {}}), kInvalid, kQ + ".vera_lambda_d"},
       {"VeRA: lambda_d of another rank", vera, with({.lambda_d = {3}}), kInvalid,
        kQ + ".vera_lambda_d"},
-      {"VeRA: more outputs than vera_B", vera, with({.lambda_b = {4}}), kInvalid, "base_model.vera_B"},
+      {"VeRA: more outputs than vera_B", vera, with({.lambda_b = {4}}), kInvalid,
+       "base_model.vera_B"},
   });
 }
 
 TEST(PeftKindsErrorsTest, ExpertsAreChecked) {
   const auto targeting = [](const std::string& parameters, const std::string& version) {
-    return AdapterFolder::Keys{{"target_parameters", parameters},
-                               {"target_modules", "[]"},
-                               {"peft_version", version}};
+    return AdapterFolder::Keys{
+        {"target_parameters", parameters}, {"target_modules", "[]"}, {"peft_version", version}};
   };
   const std::string down = R"(["experts.down_proj"])";
   const AdapterFolder::Keys experts = targeting(down, R"("0.19.1")");
@@ -239,22 +250,32 @@ TEST(PeftKindsErrorsTest, ExpertsAreChecked) {
   const std::string a = kP + "m.experts.lora_A.weight";
   const std::string inner = kP + "m.experts.base_layer.lora_A.weight";
   ExpectRefused({
-      {"no whole number of experts", experts,
-       [](AdapterFolder& f) { f.AddPair("m.experts", 5); }, kInvalid, a},
+      {"no whole number of experts", experts, [](AdapterFolder& f) { f.AddPair("m.experts", 5); },
+       kInvalid, a},
       {"another parameter's wrapper", experts,
        [](AdapterFolder& f) { f.AddPair("m.experts", 4).AddPair("m.experts.base_layer", 4); },
        kInvalid, inner},
       {"another module", experts, [](AdapterFolder& f) { f.AddPair("m.mlp", 4); }, kInvalid,
        kP + "m.mlp.lora_A.weight"},
-      {"A alone", experts, [&](AdapterFolder& f) { f.Add(a, {4, 6}); }, kInvalid, a},
-      {"unknown order", unknown, [](AdapterFolder& f) { f.AddPair("m.experts", 4); },
-       kUnsupported, "target_parameters"},
+      {"A alone", experts,
+       [&](AdapterFolder& f) {
+         f.Add(a, {4, 6});
+       },
+       kInvalid, a},
+      {"unknown order", unknown, [](AdapterFolder& f) { f.AddPair("m.experts", 4); }, kUnsupported,
+       "target_parameters"},
       {"sides that only a base tells", old, [](AdapterFolder& f) { f.AddPair("m.experts", 4); },
        Reason::kBaseRequired, ""},
-      {"attention", {}, [](AdapterFolder& f) { f.AddPair("q_proj").AddPair("a.base_layer.out_proj"); },
-       kUnsupported, kP + "a.base_layer.out_proj.lora_A.weight"},
-      {"KaSA", {}, [](AdapterFolder& f) { f.AddPair("q_proj").Add(kQ + ".lora_diag", {2}); },
-       kUnsupported, kQ + ".lora_diag"},
+      {"attention",
+       {},
+       [](AdapterFolder& f) { f.AddPair("q_proj").AddPair("a.base_layer.out_proj"); },
+       kUnsupported,
+       kP + "a.base_layer.out_proj.lora_A.weight"},
+      {"KaSA",
+       {},
+       [](AdapterFolder& f) { f.AddPair("q_proj").Add(kQ + ".lora_diag", {2}); },
+       kUnsupported,
+       kQ + ".lora_diag"},
   });
 }
 

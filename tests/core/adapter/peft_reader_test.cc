@@ -105,7 +105,8 @@ TEST(PeftReaderTest, ManyThreadsReadWhatOneReads) {
     TestRandom again(7);
     ASSERT_EQ(modules.size(), 40u);
     for (int layer = 0; layer < 40; ++layer) {
-      const auto found = reader->manifest()->index.Find({fmt::format("m.{}.q_proj", layer), "", {}});
+      const auto found =
+          reader->manifest()->index.Find({fmt::format("m.{}.q_proj", layer), "", {}});
       const ModuleTensors& tensors = modules.at(found.value());
       EXPECT_EQ(FloatsOf(tensors.lora_a), again.Floats(DType::kF16, 18)) << layer;
       EXPECT_EQ(FloatsOf(tensors.lora_b), again.Floats(DType::kF32, 10)) << layer;
@@ -134,16 +135,24 @@ TEST(PeftReaderTest, RevisionsFollowContentAndNotItsOrderOrNames) {
   EXPECT_EQ(plain, renamed);
   using Make = std::function<void(AdapterFolder&)>;
   const std::vector<std::pair<std::string, Make>> others = {
-      {"path", [](AdapterFolder& f) { f.AddPair("m.0.q_proj").AddPair("m.2.v_proj", 2, 6, 5, DType::kF16); }},
+      {"path",
+       [](AdapterFolder& f) {
+         f.AddPair("m.0.q_proj").AddPair("m.2.v_proj", 2, 6, 5, DType::kF16);
+       }},
       {"scale",
        [](AdapterFolder& f) {
          f.AddPair("m.0.q_proj").AddPair("m.1.v_proj", 2, 6, 5, DType::kF16);
          f.Config({{"lora_alpha", "5"}});
        }},
-      {"dtype", [](AdapterFolder& f) { f.AddPair("m.0.q_proj").AddPair("m.1.v_proj", 2, 6, 5, DType::kBF16); }},
-      {"shape", [](AdapterFolder& f) { f.AddPair("m.0.q_proj").AddPair("m.1.v_proj", 2, 5, 6, DType::kF16); }},
-      {"bytes",
+      {"dtype",
        [](AdapterFolder& f) {
+         f.AddPair("m.0.q_proj").AddPair("m.1.v_proj", 2, 6, 5, DType::kBF16);
+       }},
+      {"shape",
+       [](AdapterFolder& f) {
+         f.AddPair("m.0.q_proj").AddPair("m.1.v_proj", 2, 5, 6, DType::kF16);
+       }},
+      {"bytes", [](AdapterFolder& f) {
          f.AddPair("m.0.q_proj").Add("m.1.v_proj.lora_A.weight", {2, 6}, DType::kF16);
          f.AddBytes("m.1.v_proj.lora_B.weight", {5, 2}, DType::kF16, std::string(20, '\1'));
        }}};

@@ -245,7 +245,8 @@ TEST_P(AdapterBuilderDoraTest, GainsAreMagnitudesOverTheNormsOfTheBase) {
   const std::vector<float> a = Add("q_proj.lora_A.weight", {2, 7}, dtype);
   const std::vector<float> b = Add("q_proj.lora_B.weight", {5, 2}, dtype);
   const std::vector<float> magnitude = Add("q_proj.lora_magnitude_vector", {5}, dtype);
-  const std::vector<float> w = AddToBase("q_proj.weight", in_out ? Shape{7, 5} : Shape{5, 7}, dtype);
+  const std::vector<float> w =
+      AddToBase("q_proj.weight", in_out ? Shape{7, 5} : Shape{5, 7}, dtype);
   const std::vector<float> bias = AddToBase("q_proj.bias", {5}, dtype);
   const auto adapter = Load(/*base=*/true);
   const ModuleExtras& extras = adapter->extras(0);
@@ -313,8 +314,7 @@ TEST_F(AdapterBuilderTest, GainsOfARealAdapterGiveItsMergedWeights) {
         double sum = w.at(o, in);
         double size = std::abs(sum);
         for (int64_t k = 0; k < info.rank; ++k) {
-          const double product =
-              info.scale * b[o * info.rank + k] * a[k * info.in_features + in];
+          const double product = info.scale * b[o * info.rank + k] * a[k * info.in_features + in];
           sum += product;
           size += std::abs(product);
         }
