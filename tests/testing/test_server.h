@@ -58,7 +58,9 @@ class TestServer {
         info_(InfoFor(options)),
         workers_("compute", options.threads, PrepareComputeThread),
         control_pool_("control", 1),
-        control_plane_{environment_, registry_, io_pool_, control_pool_, info_, draining_},
+        export_pool_("export", 1),
+        control_plane_{environment_, registry_, io_pool_, control_pool_,
+                       export_pool_, info_,     draining_},
         data_plane_{environment_, registry_, kernels_, workers_, admission_},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
@@ -199,6 +201,7 @@ class TestServer {
   const v1::GetServerInfoResponse info_;
   ThreadPool workers_;
   ThreadPool control_pool_;
+  ThreadPool export_pool_;
   ControlPlane control_plane_;
   DataPlane data_plane_;
   AdapterService adapter_service_;
