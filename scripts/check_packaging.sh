@@ -126,7 +126,7 @@ image_libraries() {
   local runtime_stage library package failed=0
   runtime_stage=$(sed '1,/^COPY \. \./d' Dockerfile)
   while read -r library; do
-    package=$(dpkg -S "*/$library" | head -n 1 | cut -d: -f1)
+    package=$(dpkg -S "*-linux-gnu/$library" | head -n 1 | cut -d: -f1)
     case $package in
       libc6 | libgcc-s1 | libstdc++6) ;;  # what all the others need themselves
       *) grep -qF -- " $package" <<<"$runtime_stage" || { echo "$library needs the package $package"; failed=1; } ;;

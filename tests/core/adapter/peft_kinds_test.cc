@@ -106,7 +106,7 @@ TEST(PeftKindsTest, BiasesOfOtherLayersAreReplacements) {
   EXPECT_THAT(norm.weight_shape, IsEmpty());
   EXPECT_EQ(norm.out_features, 7);
   EXPECT_EQ(norm.pairs(), 0);
-  EXPECT_EQ(manifest->parameter_count(), manifest->modules[1].parameter_count());
+  EXPECT_EQ(manifest->parameter_count(), 7 + manifest->modules[1].parameter_count());
 }
 
 TEST(PeftKindsTest, SavedModulesAreReplacements) {
@@ -209,7 +209,8 @@ TEST(PeftKindsTest, APrunedModuleKeepsItsBias) {
   ASSERT_EQ(manifest->modules.size(), 2u);
   EXPECT_EQ(manifest->modules[0].pairs(), 1);
   EXPECT_TRUE(manifest->modules[0].replaces_bias);
-  EXPECT_EQ(manifest->modules[1].kind, ModuleKind::kReplacement);
+  EXPECT_EQ(manifest->modules[1].kind, ModuleKind::kLinear);
+  EXPECT_EQ(manifest->modules[1].pairs(), 0);
   EXPECT_TRUE(manifest->modules[1].replaces_bias);
   EXPECT_EQ(manifest->modules[1].out_features, 3);
 }
