@@ -82,8 +82,7 @@ PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, Com
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create(
     Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b, ComputeType type) {
   const PairPlan plan = PairPlan::For(kernels, {a.cols, a.rows, b.rows}, type);
-  ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Create(kernels, plan.shrink));
-  shrink.FillTransposed(a, 0);
+  ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Transposed(kernels, plan.shrink, a));
   return Finish(kernels, plan.expand, a, b, std::move(shrink));
 }
 
@@ -96,8 +95,7 @@ absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Finish(
     Kernels::Impl& kernels, const MatrixPlan& expand_plan, const MatrixView& a, const MatrixView& b,
     FactorA shrink) {
-  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Create(kernels, expand_plan));
-  expand.FillTransposed(b, 0);
+  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Transposed(kernels, expand_plan, b));
   const bool few_rows = expand_plan.type == ComputeType::kBF16 && !kernels.has_amx();
   auto impl = std::unique_ptr<const Impl>(new Impl({a.cols, a.rows, b.rows},
                                                    few_rows ? kCachedRows : kMaxBlockRows,
