@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -199,14 +201,17 @@ void ConvertFromF32(const float* source, DType to, std::byte* destination, int64
 
 namespace {
 
-// Magnitudes order as their bits do, with infinity above all numbers and NaN above that.
+// Magnitudes order as their bits do, with infinity above all numbers and NaN above that. Signed,
+// because they fit, and for 16 bits every x86-64 has a signed maximum of vectors.
 template <typename Bits>
-Bits MaxBits(const std::byte* data, int64_t count, Bits magnitude_mask) {
+Bits MaxBits(const std::byte* data, int64_t count) {
+  static_assert(std::is_signed_v<Bits>);
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
   Bits max = 0;
   for (int64_t i = 0; i < count; ++i) {
     Bits bits;
     std::memcpy(&bits, data + i * sizeof(Bits), sizeof(Bits));
-    max = std::max(max, static_cast<Bits>(bits & magnitude_mask));
+    max = std::max(max, static_cast<Bits>(bits & kMagnitude));
   }
   return max;
 }
@@ -216,11 +221,11 @@ Bits MaxBits(const std::byte* data, int64_t count, Bits magnitude_mask) {
 float MaxMagnitude(DType dtype, const std::byte* data, int64_t count) {
   switch (dtype) {
     case DType::kF16:
-      return F16ToF32(MaxBits<uint16_t>(data, count, 0x7fff));
+      return F16ToF32(MaxBits<int16_t>(data, count));
     case DType::kBF16:
-      return BF16ToF32(MaxBits<uint16_t>(data, count, 0x7fff));
+      return BF16ToF32(MaxBits<int16_t>(data, count));
     default:
-      return std::bit_cast<float>(MaxBits<uint32_t>(data, count, 0x7fffffff));
+      return std::bit_cast<float>(MaxBits<int32_t>(data, count));
   }
 }
 
