@@ -58,7 +58,7 @@ void TransposeStrip(const std::byte* from, int64_t from_stride, int64_t rows, in
     const int64_t count = std::min(kTileLines, words - first);
     Transpose<Word>(from + first * static_cast<int64_t>(sizeof(Word)), from_stride, rows, count,
                     lines[0], kLineBytes);
-    for (int64_t i = 0; i < count; ++i) StreamLine(lines[i], strip + (first + i) * stride);
+    StreamLines(lines[0], count, strip + first * stride, stride);
   }
 }
 

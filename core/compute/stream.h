@@ -5,43 +5,32 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <vector>
 
 #include "core/tensor/aligned_buffer.h"
-#if defined(__x86_64__)
-#include <emmintrin.h>
-#endif
 
 namespace adapterd {
 
 inline constexpr int64_t kLineBytes = kBufferAlignment;
 
-// Copies one line. REQUIRES: both begin on a line.
-inline void StreamLine(const std::byte* from, std::byte* to) {
-#if defined(__x86_64__)
-  const auto* source = reinterpret_cast<const __m128i*>(from);
-  auto* destination = reinterpret_cast<__m128i*>(to);
-  const __m128i parts[] = {_mm_load_si128(source), _mm_load_si128(source + 1),
-                           _mm_load_si128(source + 2), _mm_load_si128(source + 3)};
-  for (int i = 0; i < 4; ++i) _mm_stream_si128(destination + i, parts[i]);
-#else
-  std::memcpy(to, from, kLineBytes);
-#endif
-}
+// Copies `count` lines that lie side by side to lines that begin `stride` bytes after each other.
+// REQUIRES: `lines`, `to` and `stride` are multiples of kLineBytes.
+void StreamLines(const std::byte* lines, int64_t count, std::byte* to, int64_t stride);
 
-// Zeros. REQUIRES: both are on a line's boundary.
-inline void StreamZeros(std::byte* begin, const std::byte* end) {
-  alignas(kLineBytes) static constexpr std::byte kZeros[kLineBytes] = {};
-  for (; begin != end; begin += kLineBytes) StreamLine(kZeros, begin);
-}
+// Zeros lines. REQUIRES: `begin` and `end` are multiples of kLineBytes.
+void StreamZeros(std::byte* begin, std::byte* end);
 
 // Once after the last line, on the thread that wrote it, before any other thread may read: such
 // stores take no part in the order that locks and atomics make.
-inline void FinishStreams() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
+void FinishStreams();
+
+// What this CPU has, best first, for tests to hold against each other.
+struct StreamVariant {
+  const char* name;
+  void (*lines)(const std::byte* lines, int64_t count, std::byte* to, int64_t stride);
+  void (*zeros)(std::byte* begin, std::byte* end);
+};
+std::vector<StreamVariant> StreamVariants();
 
 }  // namespace adapterd
 
