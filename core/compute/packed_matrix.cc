@@ -29,23 +29,7 @@ constexpr int64_t kTileLines = 32;
 // What is converted to F32 at once, so that the first cache holds it.
 constexpr int64_t kTileElements = 256;  // of a row
 
-// Panels of `width` words a row, one after the other.
-template <typename Byte>
-struct PanelsOf {
-  Byte* data = nullptr;
-  int64_t width = 0;
-  int64_t bytes = 0;  // of one
-
-  // Column `row` of the panels, which takes that row of a matrix.
-  template <typename Word>
-  Byte* Strip(int64_t row) const {
-    return data + row / width * bytes + row % width * static_cast<int64_t>(sizeof(Word));
-  }
-};
-using Panels = PanelsOf<std::byte>;
-using ConstPanels = PanelsOf<const std::byte>;
-
-// Transposes rows of words, whose tail is `words` long, into a strip of the panels.
+// Transposes rows of `words` words into a strip of a panel, whose rows are `stride` bytes long.
 template <typename Word>
 void TransposeStrip(const std::byte* from, int64_t from_stride, int64_t rows, int64_t words,
                     std::byte* strip, int64_t stride) {
@@ -62,16 +46,17 @@ void TransposeStrip(const std::byte* from, int64_t from_stride, int64_t rows, in
   }
 }
 
-// Word j of row i of `source` goes to row j, column i of the panels. Words are one BF16 or two.
+// Word j of row i of `source` goes to row j, column i of a panel of `width` words a row. Words are
+// one BF16 or two.
 template <typename Word>
-void PackBF16(const MatrixView& source, const Panels& panels) {
+void PackBF16(const MatrixView& source, std::byte* panel, int64_t width) {
   constexpr int64_t kPerWord = sizeof(Word) / 2;
   constexpr int64_t kWordBytes = sizeof(Word);
   const int64_t words = source.cols / kPerWord;
-  const int64_t stride = panels.width * kWordBytes;
+  const int64_t stride = width * kWordBytes;
   for (int64_t row = 0; row < source.rows; row += kStripRows) {
     const MatrixView rows = source.Rows(row, std::min(kStripRows, source.rows - row));
-    std::byte* strip = panels.Strip<Word>(row);
+    std::byte* strip = panel + row * kWordBytes;
     TransposeStrip<Word>(rows.data, rows.row_bytes(), rows.rows, words, strip, stride);
     if (words * kPerWord == source.cols) continue;
     // The last pair of each row is half full.
@@ -83,13 +68,13 @@ void PackBF16(const MatrixView& source, const Panels& panels) {
   }
 }
 
-void PackF32(const MatrixView& source, const Panels& panels) {
+void PackF32(const MatrixView& source, std::byte* panel, int64_t width) {
   float tile[kStripRows][kTileElements];
   const int64_t element = FloatBytes(source.dtype);
-  const int64_t stride = panels.width * static_cast<int64_t>(sizeof(float));
+  const int64_t stride = width * static_cast<int64_t>(sizeof(float));
   for (int64_t row = 0; row < source.rows; row += kStripRows) {
     const MatrixView rows = source.Rows(row, std::min(kStripRows, source.rows - row));
-    std::byte* strip = panels.Strip<float>(row);
+    std::byte* strip = panel + row * static_cast<int64_t>(sizeof(float));
     for (int64_t col = 0; col < source.cols; col += kTileElements) {
       const int64_t cols = std::min(kTileElements, source.cols - col);
       for (int64_t i = 0; i < rows.rows; ++i) {
@@ -111,15 +96,15 @@ void Zero(std::byte* begin, std::byte* end) {
 
 // Undoes PackF32 when a word is an F32, else PackBF16.
 template <typename Word, DType kType>
-void Unpack(const ConstPanels& panels, const MutableMatrixView& destination) {
+void Unpack(const std::byte* panel, int64_t width, const MutableMatrixView& destination) {
   constexpr int64_t kPerWord = sizeof(Word) / FloatBytes(kType);
   std::byte tile[kStripRows][kTileElements * sizeof(float)];
   float wide[kTileElements];
-  const int64_t stride = panels.width * static_cast<int64_t>(sizeof(Word));
+  const int64_t stride = width * static_cast<int64_t>(sizeof(Word));
   for (int64_t row = 0; row < destination.rows; row += kStripRows) {
     const MutableMatrixView rows =
         destination.Rows(row, std::min(kStripRows, destination.rows - row));
-    const std::byte* strip = panels.template Strip<Word>(row);
+    const std::byte* strip = panel + row * static_cast<int64_t>(sizeof(Word));
     for (int64_t col = 0; col < destination.cols; col += kTileElements) {
       const int64_t cols = std::min(kTileElements, destination.cols - col);
       Transpose<Word>(strip + col / kPerWord * stride, stride, CeilDiv(cols, kPerWord), rows.rows,
@@ -170,6 +155,17 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Allocate(const Kernels::Impl& kernels
   return matrix;
 }
 
+template <typename Body>
+void PackedMatrix::ForEachPanel(Body body) const {
+  for (const Chunk& chunk : chunks_) {
+    const int64_t width = WidthOf(chunk);
+    for (int64_t col = 0; col < chunk.columns; col += width) {
+      body(Panel{OffsetOf(chunk) + col * plan_.stored_k() * ElementBytes(plan_.type), width,
+                 chunk.first_column + col, std::min(width, chunk.columns - col)});
+    }
+  }
+}
+
 absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
                                                   const MatrixPlan& plan) {
   ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(kernels, plan));
@@ -181,8 +177,12 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Transposed(const Kernels::Impl& kerne
                                                       const MatrixPlan& plan,
                                                       const MatrixView& source) {
   ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(kernels, plan));
-  matrix.ZeroAround(source);
-  matrix.FillTransposed(source, 0);
+  // Panel by panel, because the two often share pages.
+  matrix.ForEachPanel([&](const Panel& panel) {
+    matrix.ZeroAround(source, panel);
+    matrix.FillPanel(source, 0, panel);
+  });
+  FinishStreams();
   return matrix;
 }
 
@@ -190,39 +190,33 @@ int64_t PackedMatrix::OffsetOf(const Chunk& chunk) const {
   return chunk.first_column * plan_.stored_k() * ElementBytes(plan_.type);
 }
 
-void PackedMatrix::ZeroAround(const MatrixView& source) {
-  const int64_t row_pairs = plan_.type == ComputeType::kBF16 && plan_.panel != 0 ? 2 : 1;
-  for (const Chunk& chunk : chunks_) {
-    const int64_t width = WidthOf(chunk);
-    const int64_t row_bytes = width * ElementBytes(plan_.type);
-    std::byte* panel = buffer_.data() + OffsetOf(chunk);
-    for (int64_t col = 0; col < chunk.columns; col += width) {
-      const bool all_columns = chunk.first_column + col + width <= source.rows;
-      const int64_t filled = all_columns ? RoundUp(source.cols, row_pairs) * row_bytes : 0;
-      const int64_t panel_bytes = plan_.stored_k() * row_bytes;
-      Zero(panel + filled, panel + panel_bytes);
-      panel += panel_bytes;
-    }
+void PackedMatrix::ZeroAround(const MatrixView& source, const Panel& panel) {
+  const int64_t together = plan_.type == ComputeType::kBF16 && plan_.panel != 0 ? 2 : 1;
+  const int64_t row_bytes = panel.width * ElementBytes(plan_.type);
+  const bool all_columns = panel.first_column + panel.width <= source.rows;
+  const int64_t filled = all_columns ? RoundUp(source.cols, together) * row_bytes : 0;
+  std::byte* data = buffer_.data() + panel.offset;
+  Zero(data + filled, data + plan_.stored_k() * row_bytes);
+}
+
+void PackedMatrix::FillPanel(const MatrixView& source, int64_t first_k, const Panel& panel) {
+  // The plan may have more columns than the source has rows: they stay zero.
+  const int64_t count = std::min(panel.columns, source.rows - panel.first_column);
+  if (count <= 0) return;
+  const MatrixView rows = source.Rows(panel.first_column, count);
+  std::byte* data =
+      buffer_.data() + panel.offset + first_k * panel.width * ElementBytes(plan_.type);
+  if (plan_.type == ComputeType::kF32) {
+    PackF32(rows, data, panel.width);
+  } else if (plan_.panel == 0) {
+    PackBF16<uint16_t>(rows, data, panel.width);
+  } else {
+    PackBF16<uint32_t>(rows, data, panel.width);
   }
 }
 
 void PackedMatrix::FillTransposed(const MatrixView& source, int64_t first_k) {
-  for (const Chunk& chunk : chunks_) {
-    // The plan may have more columns than the source has rows: they stay zero.
-    const MatrixView rows =
-        source.Rows(chunk.first_column, std::min(chunk.columns, source.rows - chunk.first_column));
-    const int64_t width = WidthOf(chunk);
-    const int64_t row_bytes = width * ElementBytes(plan_.type);
-    const Panels panels = {buffer_.data() + OffsetOf(chunk) + first_k * row_bytes, width,
-                           plan_.stored_k() * row_bytes};
-    if (plan_.type == ComputeType::kF32) {
-      PackF32(rows, panels);
-    } else if (plan_.panel == 0) {
-      PackBF16<uint16_t>(rows, panels);
-    } else {
-      PackBF16<uint32_t>(rows, panels);
-    }
-  }
+  ForEachPanel([&](const Panel& panel) { FillPanel(source, first_k, panel); });
   FinishStreams();
 }
 
@@ -243,20 +237,19 @@ void PackedMatrix::Fill(const MatrixView& source, int64_t first_k) {
 }
 
 void PackedMatrix::UnpackTransposed(const MutableMatrixView& destination) const {
-  for (const Chunk& chunk : chunks_) {
-    const MutableMatrixView rows = destination.Rows(
-        chunk.first_column, std::min(chunk.columns, destination.rows - chunk.first_column));
-    const int64_t width = WidthOf(chunk);
-    const ConstPanels panels = {buffer_.data() + OffsetOf(chunk), width,
-                                plan_.stored_k() * width * ElementBytes(plan_.type)};
+  ForEachPanel([&](const Panel& panel) {
+    const int64_t count = std::min(panel.columns, destination.rows - panel.first_column);
+    if (count <= 0) return;
+    const MutableMatrixView rows = destination.Rows(panel.first_column, count);
+    const std::byte* data = buffer_.data() + panel.offset;
     if (plan_.type == ComputeType::kF32) {
-      Unpack<uint32_t, DType::kF32>(panels, rows);
+      Unpack<uint32_t, DType::kF32>(data, panel.width, rows);
     } else if (plan_.panel == 0) {
-      Unpack<uint16_t, DType::kBF16>(panels, rows);
+      Unpack<uint16_t, DType::kBF16>(data, panel.width, rows);
     } else {
-      Unpack<uint32_t, DType::kBF16>(panels, rows);
+      Unpack<uint32_t, DType::kBF16>(data, panel.width, rows);
     }
-  }
+  });
 }
 
 }  // namespace adapterd

@@ -72,8 +72,19 @@ class PackedMatrix {
   // Of undefined content.
   static absl::StatusOr<PackedMatrix> Allocate(const Kernels::Impl& kernels,
                                                const MatrixPlan& plan);
-  // Zeros everywhere but where FillTransposed(source, 0) writes.
-  void ZeroAround(const MatrixView& source);
+
+  // Columns that lie side by side: a panel, or a whole chunk that is row-major.
+  struct Panel {
+    int64_t offset = 0;  // into the buffer
+    int64_t width = 0;   // elements of a row, counting the zeros
+    int64_t first_column = 0;
+    int64_t columns = 0;
+  };
+  template <typename Body>
+  void ForEachPanel(Body body) const;
+  void FillPanel(const MatrixView& source, int64_t first_k, const Panel& panel);
+  // Zeros the panel but for where FillPanel(source, 0, panel) writes.
+  void ZeroAround(const MatrixView& source, const Panel& panel);
 
   // Where a chunk begins, and how many of its columns lie side by side.
   int64_t OffsetOf(const Chunk& chunk) const;

@@ -204,7 +204,7 @@ namespace {
 // Magnitudes order as their bits do, with infinity above all numbers and NaN above that. Signed,
 // because they fit, and for 16 bits every x86-64 has a signed maximum of vectors.
 template <typename Bits>
-Bits MaxBits(const std::byte* data, int64_t count) {
+[[gnu::always_inline]] inline Bits MaxBits(const std::byte* data, int64_t count) {
   static_assert(std::is_signed_v<Bits>);
   constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
   Bits max = 0;
@@ -216,9 +216,7 @@ Bits MaxBits(const std::byte* data, int64_t count) {
   return max;
 }
 
-}  // namespace
-
-float MaxMagnitude(DType dtype, const std::byte* data, int64_t count) {
+[[gnu::always_inline]] inline float MaxOfType(DType dtype, const std::byte* data, int64_t count) {
   switch (dtype) {
     case DType::kF16:
       return F16ToF32(MaxBits<int16_t>(data, count));
@@ -227,6 +225,27 @@ float MaxMagnitude(DType dtype, const std::byte* data, int64_t count) {
     default:
       return std::bit_cast<float>(MaxBits<int32_t>(data, count));
   }
+}
+
+float MaxPortable(DType dtype, const std::byte* data, int64_t count) {
+  return MaxOfType(dtype, data, count);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] float MaxAvx2(DType dtype, const std::byte* data, int64_t count) {
+  return MaxOfType(dtype, data, count);
+}
+#endif
+
+}  // namespace
+
+float MaxMagnitude(DType dtype, const std::byte* data, int64_t count) {
+#if defined(__x86_64__)
+  static const auto max = __builtin_cpu_supports("avx2") ? MaxAvx2 : MaxPortable;
+#else
+  constexpr auto max = MaxPortable;
+#endif
+  return max(dtype, data, count);
 }
 
 }  // namespace adapterd
