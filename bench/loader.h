@@ -22,8 +22,9 @@ class Loader {
 
   // From a source to READY, when the first request would be served. REQUIRES: it is not loaded.
   absl::Status Load();
-  // Until the load is answered, which also takes the digest of the whole file, and the memory is
-  // free.
+  // Until the load is answered, which also takes the digest of the whole file. After Load.
+  absl::Status AwaitAnswer();
+  // Until the load is answered and the memory is free.
   absl::Status Unload();
 
   // What is loaded, as the load's answer tells.
@@ -34,8 +35,6 @@ class Loader {
 
  private:
   Loader(std::shared_ptr<const SourceRoots> roots, std::string source);
-
-  absl::Status AwaitAnswer();
 
   const std::string source_;
   std::unique_ptr<absl::Notification> answered_;  // of the last Load

@@ -9,7 +9,9 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "bench/echo_server.h"
+#include "bench/load_memory.h"
 #include "bench/machine.h"
 #include "bench/report.h"
 #include "bench/suite.h"
@@ -21,7 +23,7 @@ namespace {
 constexpr int kExitMissed = 1;
 constexpr int kExitFailed = 2;
 
-// As the server sets them: otherwise page faults drown what is measured.
+// As the server sets them, like the mode of mutexes: otherwise page faults drown what is measured.
 constexpr int kMmapThreshold = 32 << 20;
 constexpr int kTrimThreshold = 1 << 30;
 
@@ -78,7 +80,11 @@ int RunSuites(const Arguments& arguments) {
 int Main(int argc, char** argv) {
   mallopt(M_MMAP_THRESHOLD, kMmapThreshold);
   mallopt(M_TRIM_THRESHOLD, kTrimThreshold);
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   if (argc == 2 && std::string_view(argv[1]) == kEchoServerFlag) return RunEchoServer();
+  if (argc == 4 && std::string_view(argv[1]) == kLoadMemoryFlag) {
+    return RunLoadMemory(argv[2], argv[3]);
+  }
   Arguments arguments;
   CLI::App app("Measures adapterd against references that run in turns with it.", "adapterd_bench");
   AddOptions(app, arguments);

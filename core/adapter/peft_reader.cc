@@ -70,16 +70,16 @@ absl::Status PeftReader::CheckUnchanged() const {
   return base_ ? base_->model->CheckUnchanged() : absl::OkStatus();
 }
 
-// Into `out`, which has room for all of it, or piece by piece into a buffer when it is null.
+// Into `out`; when it has less room than the tensor has bytes, piece by piece, one over the other.
 absl::StatusOr<PeftReader::TensorFacts> PeftReader::ReadTensor(
-    const PlannedTensor& tensor, std::byte* out, const Cancellation& cancellation) const {
+    const PlannedTensor& tensor, std::span<std::byte> out, const Cancellation& cancellation) const {
   TensorFacts facts;
   Sha256 digest;
-  AlignedBuffer scratch(out == nullptr ? std::min(kReadBytes, tensor.bytes) : 0);
+  const bool keeps = static_cast<int64_t>(out.size()) >= tensor.bytes;
   for (int64_t done = 0; done < tensor.bytes;) {
     RETURN_IF_ERROR(cancellation.Check());
     const int64_t count = std::min(kReadBytes, tensor.bytes - done);
-    const std::span<std::byte> piece(out == nullptr ? scratch.data() : out + done, count);
+    const std::span<std::byte> piece = out.subspan(keeps ? done : 0, count);
     RETURN_IF_ERROR(weights_.ReadAt(tensor.offset + done, piece));
     digest.Update(piece);
     facts.max_magnitude =
@@ -91,38 +91,52 @@ absl::StatusOr<PeftReader::TensorFacts> PeftReader::ReadTensor(
   return facts;
 }
 
-absl::StatusOr<Tensor> PeftReader::ReadKept(const PlannedTensor& tensor,
+absl::StatusOr<Tensor> PeftReader::ReadInto(AlignedBuffer buffer, const PlannedTensor& tensor,
                                             const Cancellation& cancellation,
                                             TensorFacts& facts) const {
-  AlignedBuffer buffer(tensor.bytes);
-  ASSIGN_OR_RETURN(facts, ReadTensor(tensor, buffer.data(), cancellation));
+  ASSIGN_OR_RETURN(facts, ReadTensor(tensor, buffer.span(), cancellation));
   return Tensor(tensor.dtype, tensor.shape, std::move(buffer));
 }
 
 absl::Status PeftReader::ReadShared(const Cancellation& cancellation, ModuleFacts& facts) {
   for (const PlannedTensor& tensor : shared_) {
     Tensor& projection = tensor.role == TensorRole::kLoraA ? projections_.a : projections_.b;
-    ASSIGN_OR_RETURN(projection, ReadKept(tensor, cancellation, facts.tensors.emplace_back()));
+    ASSIGN_OR_RETURN(projection, ReadInto(AlignedBuffer(tensor.bytes), tensor, cancellation,
+                                          facts.tensors.emplace_back()));
   }
   return absl::OkStatus();
 }
 
+absl::Status PeftReader::DigestModule(size_t module, const Cancellation& cancellation,
+                                      SpareBuffers& spares, ModuleFacts& facts) const {
+  AlignedBuffer scratch = spares.Take(kReadBytes);
+  for (const PlannedTensor& tensor : modules_[module].tensors) {
+    ASSIGN_OR_RETURN(facts.tensors.emplace_back(),
+                     ReadTensor(tensor, scratch.span(), cancellation));
+  }
+  spares.Give(std::move(scratch));
+  return absl::OkStatus();
+}
+
 absl::Status PeftReader::ReadModule(size_t module, const Cancellation& cancellation,
-                                    ModuleSink* sink, ModuleFacts& facts) const {
+                                    SpareBuffers& spares, ModuleSink& sink,
+                                    ModuleFacts& facts) const {
   const PlannedModule& planned = modules_[module];
   StoredTensors stored(kTensorRoles);
   for (const PlannedTensor& tensor : planned.tensors) {
-    TensorFacts& told = facts.tensors.emplace_back();
-    if (sink == nullptr) {
-      ASSIGN_OR_RETURN(told, ReadTensor(tensor, nullptr, cancellation));
-    } else {
-      ASSIGN_OR_RETURN(stored[static_cast<size_t>(tensor.role)],
-                       ReadKept(tensor, cancellation, told));
-    }
+    // The factors alone: the sink keeps the rest, which should not be larger than it has to be.
+    const bool is_factor = tensor.role == TensorRole::kLoraA || tensor.role == TensorRole::kLoraB;
+    AlignedBuffer buffer = is_factor ? spares.Take(tensor.bytes) : AlignedBuffer(tensor.bytes);
+    ASSIGN_OR_RETURN(
+        stored[static_cast<size_t>(tensor.role)],
+        ReadInto(std::move(buffer), tensor, cancellation, facts.tensors.emplace_back()));
   }
-  if (sink == nullptr) return absl::OkStatus();
-  return sink->Take(module, FoldTensors(method_, manifest_->modules[module], planned.swapped,
-                                        std::move(stored), projections_));
+  ModuleTensors tensors = FoldTensors(method_, manifest_->modules[module], planned.swapped,
+                                      std::move(stored), projections_);
+  RETURN_IF_ERROR(sink.Take(module, std::move(tensors)));
+  spares.Give(std::move(tensors.lora_b).Release());
+  spares.Give(std::move(tensors.lora_a).Release());
+  return absl::OkStatus();
 }
 
 void PeftReader::Judge(const std::vector<ModuleFacts>& facts, const ModuleFacts& shared,
@@ -170,11 +184,14 @@ std::string PeftReader::Revision(const std::vector<ModuleFacts>& facts,
 absl::StatusOr<std::string> PeftReader::Read(ThreadPool& pool, const Cancellation& cancellation,
                                              ModuleSink* sink, ProblemList& problems) {
   ModuleFacts shared;
+  SpareBuffers spares;
   std::vector<ModuleFacts> facts(modules_.size());
   absl::Status read = ReadShared(cancellation, shared);
   if (read.ok()) {
     read = ParallelFor(pool, static_cast<int64_t>(order_.size()), cancellation, [&](int64_t i) {
-      return ReadModule(order_[i], cancellation, sink, facts[order_[i]]);
+      const size_t module = order_[i];
+      return sink == nullptr ? DigestModule(module, cancellation, spares, facts[module])
+                             : ReadModule(module, cancellation, spares, *sink, facts[module]);
     });
   }
   RETURN_IF_ERROR(read);

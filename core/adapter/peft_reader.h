@@ -4,12 +4,14 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "core/adapter/adapter_reader.h"
 #include "core/adapter/peft_fold.h"
 #include "core/adapter/peft_plan.h"
+#include "core/adapter/spare_buffers.h"
 #include "core/adapter/suspicions.h"
 #include "core/formats/input_file.h"
 
@@ -41,13 +43,15 @@ class PeftReader : public AdapterReader {
     std::vector<TensorFacts> tensors;  // as planned
   };
 
-  absl::StatusOr<TensorFacts> ReadTensor(const PlannedTensor& tensor, std::byte* out,
+  absl::StatusOr<TensorFacts> ReadTensor(const PlannedTensor& tensor, std::span<std::byte> out,
                                          const Cancellation& cancellation) const;
-  absl::StatusOr<Tensor> ReadKept(const PlannedTensor& tensor, const Cancellation& cancellation,
-                                  TensorFacts& facts) const;
+  absl::StatusOr<Tensor> ReadInto(AlignedBuffer buffer, const PlannedTensor& tensor,
+                                  const Cancellation& cancellation, TensorFacts& facts) const;
   absl::Status ReadShared(const Cancellation& cancellation, ModuleFacts& facts);
-  absl::Status ReadModule(size_t module, const Cancellation& cancellation, ModuleSink* sink,
-                          ModuleFacts& facts) const;
+  absl::Status DigestModule(size_t module, const Cancellation& cancellation, SpareBuffers& spares,
+                            ModuleFacts& facts) const;
+  absl::Status ReadModule(size_t module, const Cancellation& cancellation, SpareBuffers& spares,
+                          ModuleSink& sink, ModuleFacts& facts) const;
   void Judge(const std::vector<ModuleFacts>& facts, const ModuleFacts& shared,
              ProblemList& problems) const;
   std::string Revision(const std::vector<ModuleFacts>& facts, const ModuleFacts& shared) const;

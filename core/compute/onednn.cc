@@ -1,5 +1,6 @@
 #include "core/compute/onednn.h"
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 #include <optional>
@@ -243,7 +244,19 @@ absl::StatusOr<std::shared_ptr<const Matmul>> Kernels::Impl::Find(const MatmulSh
   return matmuls_.emplace(shape, std::move(made)).first->second;
 }
 
-absl::Status Kernels::Impl::Prepare(const MatmulShape& shape) { return Find(shape).status(); }
+absl::Status Kernels::Impl::Prepare(std::span<const MatmulShape> shapes) {
+  {
+    // Nearly always all of them are there: one lock, because many threads pack at once.
+    absl::ReaderMutexLock lock(&mutex_);
+    const auto is_known = [this](const MatmulShape& shape) {
+      mutex_.AssertReaderHeld();
+      return matmuls_.contains(shape);
+    };
+    if (std::ranges::all_of(shapes, is_known)) return absl::OkStatus();
+  }
+  for (const MatmulShape& shape : shapes) RETURN_IF_ERROR(Find(shape).status());
+  return absl::OkStatus();
+}
 
 std::vector<std::string> Kernels::Impl::SlowMatmuls() {
   std::vector<std::string> slow;

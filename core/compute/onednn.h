@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -70,8 +71,8 @@ class Kernels::Impl {
   absl::StatusOr<dnnl::memory> Weights(ComputeType type, int64_t k, int64_t n, int64_t panel,
                                        const std::byte* data) const;
 
-  // Compiles the matmul unless that has been done: so that no request has to.
-  absl::Status Prepare(const MatmulShape& shape) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Compiles the matmuls unless that has been done: so that no request has to.
+  absl::Status Prepare(std::span<const MatmulShape> shapes) ABSL_LOCKS_EXCLUDED(mutex_);
 
   std::vector<std::string> SlowMatmuls() ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -8,6 +8,8 @@
 #include "core/base/checked_math.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/compute/stream.h"
+#include "core/compute/transpose.h"
 #include "core/tensor/convert.h"
 
 namespace adapterd {
@@ -20,80 +22,101 @@ constexpr int64_t kRowMajorRows = 8;
 // oneDNN's kernels count in 32 bits.
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
 
-// What is transposed at once, in words of one or two elements.
-constexpr int64_t kTileRows = 16;  // a cache line of words; divides every panel
-constexpr int64_t kTileWords = 128;
-constexpr int64_t kTileElements = 2 * kTileWords;  // of a row
+// Columns of panels that are written at once: a cache line of words; divides every panel.
+constexpr int64_t kStripRows = 16;
+// Lines that are made in the first cache before they are stored past it.
+constexpr int64_t kTileLines = 32;
+// What is converted to F32 at once, so that the first cache holds it.
+constexpr int64_t kTileElements = 256;  // of a row
 
-void LoadWords(DType dtype, const std::byte* from, int64_t count, float* words) {
-  ConvertToF32(dtype, from, words, count);
-}
-
+// Transposes rows of `words` words into a strip of a panel, whose rows are `stride` bytes long.
 template <typename Word>
-void LoadWords(DType /*dtype*/, const std::byte* from, int64_t count, Word* words) {
-  words[(count * 2 - 1) / static_cast<int64_t>(sizeof(Word))] = 0;  // a last pair may be half full
-  std::memcpy(words, from, count * 2);
-}
-
-void StoreWords(const float* words, int64_t count, DType dtype, std::byte* to) {
-  ConvertFromF32(words, dtype, to, count);
-}
-
-// Words of BF16.
-template <typename Word>
-void StoreWords(const Word* words, int64_t count, DType dtype, std::byte* to) {
-  const auto* bytes = reinterpret_cast<const std::byte*>(words);
-  if (dtype == DType::kBF16) {
-    std::memcpy(to, bytes, count * 2);
-    return;
+void TransposeStrip(const std::byte* from, int64_t from_stride, int64_t rows, int64_t words,
+                    std::byte* strip, int64_t stride) {
+  const bool fills_lines = rows * static_cast<int64_t>(sizeof(Word)) == kLineBytes &&
+                           stride % kLineBytes == 0 &&
+                           reinterpret_cast<uintptr_t>(strip) % kLineBytes == 0;
+  if (!fills_lines) return Transpose<Word>(from, from_stride, rows, words, strip, stride);
+  alignas(kLineBytes) std::byte lines[kTileLines][kLineBytes];
+  for (int64_t first = 0; first < words; first += kTileLines) {
+    const int64_t count = std::min(kTileLines, words - first);
+    Transpose<Word>(from + first * static_cast<int64_t>(sizeof(Word)), from_stride, rows, count,
+                    lines[0], kLineBytes);
+    StreamLines(lines[0], count, strip + first * stride, stride);
   }
-  float wide[kTileElements];
-  ConvertToF32(DType::kBF16, bytes, wide, count);
-  ConvertFromF32(wide, dtype, to, count);
 }
 
-// Writes word j of row i of `source` to destination[offset(i) + j * width], where a word is
-// `per_word` elements and offset(i) is column i of panels of `width` columns, `panel_words` long.
+// Word j of row i of `source` goes to row j, column i of a panel of `width` words a row. Words are
+// one BF16 or two.
 template <typename Word>
-void TransposeWords(const MatrixView& source, int64_t per_word, int64_t width, int64_t panel_words,
-                    Word* destination) {
-  Word tile[kTileRows][kTileWords];
-  const int64_t element = FloatBytes(source.dtype);
-  for (int64_t row = 0; row < source.rows; row += kTileRows) {
-    const int64_t rows = std::min(kTileRows, source.rows - row);
-    Word* strip = destination + row / width * panel_words + row % width;
-    for (int64_t col = 0; col < source.cols; col += kTileWords * per_word) {
-      const int64_t cols = std::min(kTileWords * per_word, source.cols - col);
-      for (int64_t i = 0; i < rows; ++i) {
-        LoadWords(source.dtype, source.data + ((row + i) * source.cols + col) * element, cols,
-                  tile[i]);
-      }
-      Word* out = strip + col / per_word * width;
-      for (int64_t j = 0; j < CeilDiv(cols, per_word); ++j, out += width) {
-        for (int64_t i = 0; i < rows; ++i) out[i] = tile[i][j];
-      }
+void PackBF16(const MatrixView& source, std::byte* panel, int64_t width) {
+  constexpr int64_t kPerWord = sizeof(Word) / 2;
+  constexpr int64_t kWordBytes = sizeof(Word);
+  const int64_t words = source.cols / kPerWord;
+  const int64_t stride = width * kWordBytes;
+  for (int64_t row = 0; row < source.rows; row += kStripRows) {
+    const MatrixView rows = source.Rows(row, std::min(kStripRows, source.rows - row));
+    std::byte* strip = panel + row * kWordBytes;
+    TransposeStrip<Word>(rows.data, rows.row_bytes(), rows.rows, words, strip, stride);
+    if (words * kPerWord == source.cols) continue;
+    // The last pair of each row is half full.
+    for (int64_t i = 0; i < rows.rows; ++i) {
+      std::byte* last = strip + words * stride + i * kWordBytes;
+      std::memcpy(last, rows.data + (i + 1) * rows.row_bytes() - 2, 2);
+      std::fill_n(last + 2, 2, std::byte{0});
     }
   }
 }
 
-// Undoes TransposeWords.
-template <typename Word>
-void TransposeBack(const Word* source, int64_t per_word, int64_t width, int64_t panel_words,
-                   const MutableMatrixView& destination) {
-  Word tile[kTileRows][kTileWords];
-  const int64_t element = FloatBytes(destination.dtype);
-  for (int64_t row = 0; row < destination.rows; row += kTileRows) {
-    const int64_t rows = std::min(kTileRows, destination.rows - row);
-    const Word* strip = source + row / width * panel_words + row % width;
-    for (int64_t col = 0; col < destination.cols; col += kTileWords * per_word) {
-      const int64_t cols = std::min(kTileWords * per_word, destination.cols - col);
-      const Word* in = strip + col / per_word * width;
-      for (int64_t j = 0; j < CeilDiv(cols, per_word); ++j, in += width) {
-        for (int64_t i = 0; i < rows; ++i) tile[i][j] = in[i];
+void PackF32(const MatrixView& source, std::byte* panel, int64_t width) {
+  float tile[kStripRows][kTileElements];
+  const int64_t element = FloatBytes(source.dtype);
+  const int64_t stride = width * static_cast<int64_t>(sizeof(float));
+  for (int64_t row = 0; row < source.rows; row += kStripRows) {
+    const MatrixView rows = source.Rows(row, std::min(kStripRows, source.rows - row));
+    std::byte* strip = panel + row * static_cast<int64_t>(sizeof(float));
+    for (int64_t col = 0; col < source.cols; col += kTileElements) {
+      const int64_t cols = std::min(kTileElements, source.cols - col);
+      for (int64_t i = 0; i < rows.rows; ++i) {
+        ConvertToF32(source.dtype, rows.Rows(i, 1).data + col * element, tile[i], cols);
       }
-      for (int64_t i = 0; i < rows; ++i) {
-        StoreWords(tile[i], cols, destination.dtype,
-                   destination.data + ((row + i) * destination.cols + col) * element);
+      TransposeStrip<uint32_t>(reinterpret_cast<const std::byte*>(tile), sizeof(tile[0]), rows.rows,
+                               cols, strip + col * stride, stride);
+    }
+  }
+}
+
+void Zero(std::byte* begin, std::byte* end) {
+  const auto is_line = [](const std::byte* at) {
+    return reinterpret_cast<uintptr_t>(at) % kLineBytes == 0;
+  };
+  if (is_line(begin) && is_line(end)) return StreamZeros(begin, end);
+  std::fill(begin, end, std::byte{0});
+}
+
+// Undoes PackF32 when a word is an F32, else PackBF16.
+template <typename Word, DType kType>
+void Unpack(const std::byte* panel, int64_t width, const MutableMatrixView& destination) {
+  constexpr int64_t kPerWord = sizeof(Word) / FloatBytes(kType);
+  std::byte tile[kStripRows][kTileElements * sizeof(float)];
+  float wide[kTileElements];
+  const int64_t stride = width * static_cast<int64_t>(sizeof(Word));
+  for (int64_t row = 0; row < destination.rows; row += kStripRows) {
+    const MutableMatrixView rows =
+        destination.Rows(row, std::min(kStripRows, destination.rows - row));
+    const std::byte* strip = panel + row * static_cast<int64_t>(sizeof(Word));
+    for (int64_t col = 0; col < destination.cols; col += kTileElements) {
+      const int64_t cols = std::min(kTileElements, destination.cols - col);
+      Transpose<Word>(strip + col / kPerWord * stride, stride, CeilDiv(cols, kPerWord), rows.rows,
+                      tile[0], sizeof(tile[0]));
+      for (int64_t i = 0; i < rows.rows; ++i) {
+        std::byte* to = rows.Rows(i, 1).data + col * FloatBytes(destination.dtype);
+        if (destination.dtype == kType) {
+          std::memcpy(to, tile[i], cols * FloatBytes(kType));
+          continue;
+        }
+        ConvertToF32(kType, tile[i], wide, cols);
+        ConvertFromF32(wide, destination.dtype, to, cols);
       }
     }
   }
@@ -115,12 +138,8 @@ std::optional<int64_t> MatrixPlan::bytes() const {
   return elements.has_value() ? CheckedMul(*elements, ElementBytes(type)) : std::nullopt;
 }
 
-PackedMatrix::PackedMatrix(const MatrixPlan& plan, size_t bytes) : plan_(plan), buffer_(bytes) {
-  std::ranges::fill(buffer_.span(), std::byte{0});
-}
-
-absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
-                                                  const MatrixPlan& plan) {
+absl::StatusOr<PackedMatrix> PackedMatrix::Allocate(const Kernels::Impl& kernels,
+                                                    const MatrixPlan& plan) {
   const std::optional<int64_t> bytes = plan.bytes();
   if (!bytes.has_value()) {
     return Error(Reason::kShapeMismatch, "a matrix is too large to pack");
@@ -136,27 +155,69 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
   return matrix;
 }
 
+template <typename Body>
+void PackedMatrix::ForEachPanel(Body body) const {
+  for (const Chunk& chunk : chunks_) {
+    const int64_t width = WidthOf(chunk);
+    for (int64_t col = 0; col < chunk.columns; col += width) {
+      body(Panel{OffsetOf(chunk) + col * plan_.stored_k() * ElementBytes(plan_.type), width,
+                 chunk.first_column + col, std::min(width, chunk.columns - col)});
+    }
+  }
+}
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
+                                                  const MatrixPlan& plan) {
+  ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(kernels, plan));
+  std::ranges::fill(matrix.buffer_.span(), std::byte{0});
+  return matrix;
+}
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Transposed(const Kernels::Impl& kernels,
+                                                      const MatrixPlan& plan,
+                                                      const MatrixView& source) {
+  ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(kernels, plan));
+  // Panel by panel, because the two often share pages.
+  matrix.ForEachPanel([&](const Panel& panel) {
+    matrix.ZeroAround(source, panel);
+    matrix.FillPanel(source, 0, panel);
+  });
+  FinishStreams();
+  return matrix;
+}
+
 int64_t PackedMatrix::OffsetOf(const Chunk& chunk) const {
   return chunk.first_column * plan_.stored_k() * ElementBytes(plan_.type);
 }
 
-void PackedMatrix::FillTransposed(const MatrixView& source, int64_t first_k) {
-  for (const Chunk& chunk : chunks_) {
-    // The plan may have more columns than the source has rows: they stay zero.
-    const MatrixView rows =
-        source.Rows(chunk.first_column, std::min(chunk.columns, source.rows - chunk.first_column));
-    const int64_t width = WidthOf(chunk);
-    std::byte* data = buffer_.data() + OffsetOf(chunk);
-    if (plan_.type == ComputeType::kF32) {
-      TransposeWords(rows, 1, width, plan_.stored_k() * width,
-                     reinterpret_cast<float*>(data) + first_k * width);
-    } else if (plan_.panel == 0) {
-      TransposeWords(rows, 1, width, plan_.stored_k() * width, reinterpret_cast<uint16_t*>(data));
-    } else {
-      TransposeWords(rows, 2, width, plan_.stored_k() / 2 * width,
-                     reinterpret_cast<uint32_t*>(data));
-    }
+void PackedMatrix::ZeroAround(const MatrixView& source, const Panel& panel) {
+  const int64_t together = plan_.type == ComputeType::kBF16 && plan_.panel != 0 ? 2 : 1;
+  const int64_t row_bytes = panel.width * ElementBytes(plan_.type);
+  const bool all_columns = panel.first_column + panel.width <= source.rows;
+  const int64_t filled = all_columns ? RoundUp(source.cols, together) * row_bytes : 0;
+  std::byte* data = buffer_.data() + panel.offset;
+  Zero(data + filled, data + plan_.stored_k() * row_bytes);
+}
+
+void PackedMatrix::FillPanel(const MatrixView& source, int64_t first_k, const Panel& panel) {
+  // The plan may have more columns than the source has rows: they stay zero.
+  const int64_t count = std::min(panel.columns, source.rows - panel.first_column);
+  if (count <= 0) return;
+  const MatrixView rows = source.Rows(panel.first_column, count);
+  std::byte* data =
+      buffer_.data() + panel.offset + first_k * panel.width * ElementBytes(plan_.type);
+  if (plan_.type == ComputeType::kF32) {
+    PackF32(rows, data, panel.width);
+  } else if (plan_.panel == 0) {
+    PackBF16<uint16_t>(rows, data, panel.width);
+  } else {
+    PackBF16<uint32_t>(rows, data, panel.width);
   }
+}
+
+void PackedMatrix::FillTransposed(const MatrixView& source, int64_t first_k) {
+  ForEachPanel([&](const Panel& panel) { FillPanel(source, first_k, panel); });
+  FinishStreams();
 }
 
 void PackedMatrix::Fill(const MatrixView& source, int64_t first_k) {
@@ -176,20 +237,19 @@ void PackedMatrix::Fill(const MatrixView& source, int64_t first_k) {
 }
 
 void PackedMatrix::UnpackTransposed(const MutableMatrixView& destination) const {
-  for (const Chunk& chunk : chunks_) {
-    const MutableMatrixView rows = destination.Rows(
-        chunk.first_column, std::min(chunk.columns, destination.rows - chunk.first_column));
-    const int64_t width = WidthOf(chunk);
-    const int64_t words = plan_.stored_k() * width;
-    const std::byte* data = buffer_.data() + OffsetOf(chunk);
+  ForEachPanel([&](const Panel& panel) {
+    const int64_t count = std::min(panel.columns, destination.rows - panel.first_column);
+    if (count <= 0) return;
+    const MutableMatrixView rows = destination.Rows(panel.first_column, count);
+    const std::byte* data = buffer_.data() + panel.offset;
     if (plan_.type == ComputeType::kF32) {
-      TransposeBack(reinterpret_cast<const float*>(data), 1, width, words, rows);
+      Unpack<uint32_t, DType::kF32>(data, panel.width, rows);
     } else if (plan_.panel == 0) {
-      TransposeBack(reinterpret_cast<const uint16_t*>(data), 1, width, words, rows);
+      Unpack<uint16_t, DType::kBF16>(data, panel.width, rows);
     } else {
-      TransposeBack(reinterpret_cast<const uint32_t*>(data), 2, width, words / 2, rows);
+      Unpack<uint32_t, DType::kBF16>(data, panel.width, rows);
     }
-  }
+  });
 }
 
 }  // namespace adapterd

@@ -47,6 +47,11 @@ class PackedMatrix {
   // All zeros.
   static absl::StatusOr<PackedMatrix> Create(const Kernels::Impl& kernels, const MatrixPlan& plan);
 
+  // Weights [j, i] = source [i, j], with zeros where the source has nothing: Create and
+  // FillTransposed in one pass over the memory.
+  static absl::StatusOr<PackedMatrix> Transposed(const Kernels::Impl& kernels,
+                                                 const MatrixPlan& plan, const MatrixView& source);
+
   // Weights [first_k + j, i] = source [i, j]: takes the transpose of a row-major matrix.
   // Weights [first_k + i, j] = source [i, j]: takes it as it is; only for F32.
   // Any float type goes into F32; into BF16 only BF16, with first_k == 0.
@@ -63,7 +68,23 @@ class PackedMatrix {
   int64_t bytes() const { return static_cast<int64_t>(buffer_.size()); }
 
  private:
-  PackedMatrix(const MatrixPlan& plan, size_t bytes);
+  PackedMatrix(const MatrixPlan& plan, size_t bytes) : plan_(plan), buffer_(bytes) {}
+  // Of undefined content.
+  static absl::StatusOr<PackedMatrix> Allocate(const Kernels::Impl& kernels,
+                                               const MatrixPlan& plan);
+
+  // Columns that lie side by side: a panel, or a whole chunk that is row-major.
+  struct Panel {
+    int64_t offset = 0;  // into the buffer
+    int64_t width = 0;   // elements of a row, counting the zeros
+    int64_t first_column = 0;
+    int64_t columns = 0;
+  };
+  template <typename Body>
+  void ForEachPanel(Body body) const;
+  void FillPanel(const MatrixView& source, int64_t first_k, const Panel& panel);
+  // Zeros the panel but for where FillPanel(source, 0, panel) writes.
+  void ZeroAround(const MatrixView& source, const Panel& panel);
 
   // Where a chunk begins, and how many of its columns lie side by side.
   int64_t OffsetOf(const Chunk& chunk) const;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/inlined_vector.h"
 #include "core/base/checked_math.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
@@ -82,8 +83,7 @@ PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, Com
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create(
     Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b, ComputeType type) {
   const PairPlan plan = PairPlan::For(kernels, {a.cols, a.rows, b.rows}, type);
-  ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Create(kernels, plan.shrink));
-  shrink.FillTransposed(a, 0);
+  ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Transposed(kernels, plan.shrink, a));
   return Finish(kernels, plan.expand, a, b, std::move(shrink));
 }
 
@@ -96,8 +96,7 @@ absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Finish(
     Kernels::Impl& kernels, const MatrixPlan& expand_plan, const MatrixView& a, const MatrixView& b,
     FactorA shrink) {
-  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Create(kernels, expand_plan));
-  expand.FillTransposed(b, 0);
+  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Transposed(kernels, expand_plan, b));
   const bool few_rows = expand_plan.type == ComputeType::kBF16 && !kernels.has_amx();
   auto impl = std::unique_ptr<const Impl>(new Impl({a.cols, a.rows, b.rows},
                                                    few_rows ? kCachedRows : kMaxBlockRows,
@@ -131,17 +130,18 @@ MatmulShape PackedPair::Impl::ExpandShape(int64_t rows, const PackedMatrix::Chun
 }
 
 absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
+  absl::InlinedVector<MatmulShape, 5 * kRowBuckets> shapes;
+  // All chunks but the last have one shape.
+  const PackedMatrix::Chunk& first = expand_.chunks().front();
+  const PackedMatrix::Chunk& last = expand_.chunks().back();
   for (int64_t rows = 1; rows <= kMaxBlockRows; rows *= 2) {
-    if (!is_embedding() && rows <= shrink_rows_) {
-      RETURN_IF_ERROR(kernels.Prepare(ShrinkShape(rows)));
-    }
-    // All chunks but the last have one shape.
-    for (const auto* chunk : {&expand_.chunks().front(), &expand_.chunks().back()}) {
-      RETURN_IF_ERROR(kernels.Prepare(ExpandShape(rows, *chunk, false)));
-      RETURN_IF_ERROR(kernels.Prepare(ExpandShape(rows, *chunk, true)));
+    if (!is_embedding() && rows <= shrink_rows_) shapes.push_back(ShrinkShape(rows));
+    for (const bool accumulate : {false, true}) {
+      shapes.push_back(ExpandShape(rows, first, accumulate));
+      if (last.columns != first.columns) shapes.push_back(ExpandShape(rows, last, accumulate));
     }
   }
-  return absl::OkStatus();
+  return kernels.Prepare(shapes);
 }
 
 absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, const void* input,

@@ -18,6 +18,7 @@ namespace adapterd {
 
 // Rows that one call of a kernel takes: 1, 2, 4, ... kMaxBlockRows, so that the shapes stay few.
 inline constexpr int64_t kMaxBlockRows = 64;
+inline constexpr int64_t kRowBuckets = std::bit_width(static_cast<uint64_t>(kMaxBlockRows));
 constexpr int64_t RowBucket(int64_t rows) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <utility>
 
 #include "core/base/checked_math.h"
 
@@ -19,7 +20,7 @@ inline constexpr size_t kBufferAlignment = 64;
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t size) : size_(size) {
+  explicit AlignedBuffer(size_t size) : size_(size), capacity_(size) {
     if (size == 0) return;
     auto* bytes = static_cast<std::byte*>(
         std::aligned_alloc(kBufferAlignment, RoundUp(size, kBufferAlignment)));
@@ -27,9 +28,15 @@ class AlignedBuffer {
     bytes_.reset(bytes);
   }
 
+  // The memory of `spare`, of which `size` bytes are in use. REQUIRES: size <= spare.capacity().
+  AlignedBuffer(AlignedBuffer spare, size_t size)
+      : bytes_(std::move(spare.bytes_)), size_(size), capacity_(spare.capacity_) {}
+
   std::byte* data() { return bytes_.get(); }
   const std::byte* data() const { return bytes_.get(); }
   size_t size() const { return size_; }
+  // Bytes of memory: of an own buffer its size, and none once it was moved from.
+  size_t capacity() const { return bytes_ == nullptr ? 0 : capacity_; }
   std::span<std::byte> span() { return {bytes_.get(), size_}; }
   std::span<const std::byte> span() const { return {bytes_.get(), size_}; }
 
@@ -39,6 +46,7 @@ class AlignedBuffer {
   };
   std::unique_ptr<std::byte, Free> bytes_;
   size_t size_ = 0;
+  size_t capacity_ = 0;
 };
 
 }  // namespace adapterd

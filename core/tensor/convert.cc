@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -199,29 +201,51 @@ void ConvertFromF32(const float* source, DType to, std::byte* destination, int64
 
 namespace {
 
-// Magnitudes order as their bits do, with infinity above all numbers and NaN above that.
+// Magnitudes order as their bits do, with infinity above all numbers and NaN above that. Signed,
+// because they fit, and for 16 bits every x86-64 has a signed maximum of vectors.
 template <typename Bits>
-Bits MaxBits(const std::byte* data, int64_t count, Bits magnitude_mask) {
+[[gnu::always_inline]] inline Bits MaxBits(const std::byte* data, int64_t count) {
+  static_assert(std::is_signed_v<Bits>);
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
   Bits max = 0;
   for (int64_t i = 0; i < count; ++i) {
     Bits bits;
     std::memcpy(&bits, data + i * sizeof(Bits), sizeof(Bits));
-    max = std::max(max, static_cast<Bits>(bits & magnitude_mask));
+    max = std::max(max, static_cast<Bits>(bits & kMagnitude));
   }
   return max;
 }
 
+[[gnu::always_inline]] inline float MaxOfType(DType dtype, const std::byte* data, int64_t count) {
+  switch (dtype) {
+    case DType::kF16:
+      return F16ToF32(MaxBits<int16_t>(data, count));
+    case DType::kBF16:
+      return BF16ToF32(MaxBits<int16_t>(data, count));
+    default:
+      return std::bit_cast<float>(MaxBits<int32_t>(data, count));
+  }
+}
+
+float MaxPortable(DType dtype, const std::byte* data, int64_t count) {
+  return MaxOfType(dtype, data, count);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] float MaxAvx2(DType dtype, const std::byte* data, int64_t count) {
+  return MaxOfType(dtype, data, count);
+}
+#endif
+
 }  // namespace
 
 float MaxMagnitude(DType dtype, const std::byte* data, int64_t count) {
-  switch (dtype) {
-    case DType::kF16:
-      return F16ToF32(MaxBits<uint16_t>(data, count, 0x7fff));
-    case DType::kBF16:
-      return BF16ToF32(MaxBits<uint16_t>(data, count, 0x7fff));
-    default:
-      return std::bit_cast<float>(MaxBits<uint32_t>(data, count, 0x7fffffff));
-  }
+#if defined(__x86_64__)
+  static const auto max = __builtin_cpu_supports("avx2") ? MaxAvx2 : MaxPortable;
+#else
+  constexpr auto max = MaxPortable;
+#endif
+  return max(dtype, data, count);
 }
 
 }  // namespace adapterd

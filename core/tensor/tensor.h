@@ -25,6 +25,8 @@ class Tensor {
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
   std::span<const std::byte> bytes() const { return buffer_.span(); }
+  // Its memory, for whoever needs some.
+  AlignedBuffer Release() && { return std::move(buffer_); }
 
  private:
   DType dtype_ = DType::kF32;
