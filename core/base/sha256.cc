@@ -5,11 +5,20 @@
 #include <array>
 
 namespace adapterd {
+namespace {
+
+// Looking an algorithm up costs as much as digesting 300 bytes, so it is done once.
+const EVP_MD* Algorithm() {
+  static const EVP_MD* const algorithm = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  return algorithm;
+}
+
+}  // namespace
 
 void Sha256::Free::operator()(evp_md_ctx_st* context) const { EVP_MD_CTX_free(context); }
 
 Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
-  EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr);
+  EVP_DigestInit_ex(context_.get(), Algorithm(), nullptr);
 }
 
 Sha256::~Sha256() = default;
