@@ -75,6 +75,7 @@ absl::StatusOr<Size> SizeOf(DType dtype, const Shape& shape, const std::string& 
 template <typename Integer>
 std::vector<int64_t> IntegersOf(const std::string& data) {
   std::vector<Integer> values(data.size() / sizeof(Integer));
+  if (values.empty()) return {};  // memcpy must not get its null pointer
   std::memcpy(values.data(), data.data(), values.size() * sizeof(Integer));
   return {values.begin(), values.end()};
 }
