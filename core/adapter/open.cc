@@ -134,7 +134,7 @@ std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const Sour
   if (base) {
     base->bindings =
         BindToBase(plan->manifest.modules, *base->model, OptionsOf(files->config), problems);
-  } else {
+  } else if (spec.base_checkpoint.empty()) {
     WarnWithoutBase(plan->manifest, problems);
   }
   return std::make_unique<PeftReader>(*std::move(plan), std::move(files->config_file),

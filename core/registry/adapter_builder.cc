@@ -104,7 +104,11 @@ absl::StatusOr<DoraVectors> AdapterBuilder::ReadDora(size_t module, const BaseMo
         .With("module", info.path)
         .With("tensor", binding.weight->tensor);
   }
-  if (binding.bias) {
+  // The bias of the layer whose outputs are rescaled, which has the adapter's when that replaces
+  // it.
+  if (info.replaces_bias) {
+    dora.base_bias = ToFloats(adapter_->extras_[module].bias);
+  } else if (binding.bias) {
     const CheckpointTensor& bias = *checkpoint.Find(binding.bias->tensor);
     AlignedBuffer buffer(bias.bytes);
     RETURN_IF_ERROR(checkpoint.ReadRows(bias, info.out_features, 0, buffer.span()));
@@ -121,7 +125,9 @@ absl::Status AdapterBuilder::BindBase(const BoundBase& base, ThreadPool& pool,
     if (!binding.weight) continue;
     ModuleExtras& extras = adapter_->extras_[i];
     extras.embedding_scale = binding.embedding_scale;
-    if (!modules[i].has_magnitude) continue;
+    // Norms of the checkpoint's weight say nothing of one that the adapter puts in its place.
+    const bool is_replaced = i + 1 < modules.size() && modules[i + 1].path == modules[i].path;
+    if (!modules[i].has_magnitude || is_replaced) continue;
     ASSIGN_OR_RETURN(extras.dora, ReadDora(i, *base.model, binding, pool, cancellation));
   }
   return base.model->CheckUnchanged();
