@@ -24,6 +24,8 @@ struct SourceSpec {
   std::string source;                // below an adapter root
   std::string base_model;            // must equal the config's when both are set
   std::string base_checkpoint = "";  // below a model root; empty: none
+  // Key of a folder in the content store, for what was uploaded; then `source` is empty.
+  std::string stored = "";
 
   bool operator==(const SourceSpec&) const = default;
 };

@@ -2,27 +2,27 @@
 #ifndef ADAPTERD_CORE_REGISTRY_REGISTRY_TYPES_H_
 #define ADAPTERD_CORE_REGISTRY_REGISTRY_TYPES_H_
 
-#include <atomic>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "core/adapter/adapter_description.h"
 #include "core/adapter/adapter_reader.h"
-#include "core/registry/loaded_adapter.h"
+#include "core/registry/journal.h"
 
 namespace adapterd {
 
-// LOADING -> READY, or gone when the load fails. READY stays READY during a replace. EVICTED and
-// FAILED belong to adapters that were READY once and have to be read again.
+// LOADING -> READY, or gone when the load fails. READY stays READY during a replace. EVICTED comes
+// back when it is used; FAILED cannot, until it is loaded anew.
 enum class AdapterState { kLoading, kReady, kEvicted, kFailed };
 
-using Labels = std::map<std::string, std::string>;
+// Who decides that an adapter is there. What a folder brought is not written to the journal, and a
+// load of it that fails leaves a FAILED adapter instead of nothing.
+enum class AdapterOwner { kClients, kFolder };
 
 struct LoadRequest {
   std::string name;
@@ -31,15 +31,10 @@ struct LoadRequest {
   bool pinned = false;
   Labels labels;
   bool replace = false;
+  bool reloadable = true;  // false: the source is gone after the load, so never evict it
+  AdapterOwner owner = AdapterOwner::kClients;
 
   bool operator==(const LoadRequest&) const = default;
-};
-
-// Counters of one adapter name; shared by its revisions and by running requests.
-struct AdapterUsage {
-  std::atomic<int64_t> use_count{0};
-  std::atomic<int64_t> in_flight{0};
-  std::atomic<int64_t> last_use_unix_ns{0};  // 0: never
 };
 
 // What an adapter is at one instant. Holds no weights.
@@ -48,12 +43,19 @@ struct AdapterSnapshot {
   std::string public_id;
   AdapterState state = AdapterState::kLoading;
   std::string source;
+  AdapterOwner owner = AdapterOwner::kClients;
+  SourceSpec source_spec;  // all of where the current revision came from
   bool pinned = false;
+  bool enabled = true;
   Labels labels;
-  std::shared_ptr<const AdapterManifest> manifest;  // null while the first load runs
+  Aliases aliases;
+  std::vector<std::string> kept_revisions;  // newest first
+  // Null while the first load runs, and of a load that failed.
+  std::shared_ptr<const AdapterDescription> description;
+  std::shared_ptr<const AdapterManifest> manifest;  // null unless READY
   ContentDigest digest;
   std::vector<std::string> warnings;
-  int64_t memory_bytes = 0;
+  int64_t memory_bytes = 0;  // reserved now; all revisions that are not gone
   int64_t use_count = 0;
   int64_t in_flight = 0;
   std::optional<absl::Time> load_time;
@@ -67,7 +69,17 @@ struct AdapterSnapshot {
 struct LoadResult {
   AdapterSnapshot adapter;
   bool already_loaded = false;
-  std::string replaced_revision;  // empty: none was
+  std::string replaced_revision;     // empty: none was
+  std::vector<std::string> evicted;  // adapters that made room, in the order they went
+};
+
+// What is not set stays.
+struct UpdateRequest {
+  std::string name;
+  std::optional<bool> enabled;
+  std::optional<bool> pinned;
+  std::optional<Labels> labels;
+  std::string etag;  // must be the adapter's when set
 };
 
 struct UnloadRequest {
@@ -87,28 +99,40 @@ struct ValidationResult {
   ProblemList problems;
   std::optional<AdapterSnapshot> adapter;
   int64_t memory_bytes = 0;
-  bool fits = false;
+  bool fits = false;  // after evictions if need be
+  std::vector<std::string> would_evict;
+};
+
+// Which adapters a page of a listing has; all conditions that are set must hold.
+struct ListQuery {
+  std::string after;  // names behind this one, bytewise
+  size_t limit = 100;
+  std::string name_prefix;
+  std::string base_model;
+  std::optional<AdapterState> state;
+  Labels labels;
+};
+
+struct ListPage {
+  int64_t sequence = 0;                   // of the last event before the listing began
+  std::vector<AdapterSnapshot> adapters;  // by name, bytewise
+  bool more = false;                      // matches behind the last one
+  int64_t total = 0;                      // matches on all pages
+};
+
+// Of all adapters.
+struct RegistryTotals {
+  int64_t adapters = 0;
+  int64_t resident = 0;  // in memory
+  int64_t memory_bytes = 0;
+  int64_t budget_bytes = 0;
+  int64_t parameters = 0;
 };
 
 struct AdapterRef {
   std::string name;
-  std::string revision;  // the loaded one must be it when set
-};
-
-// Keeps one revision alive and counts one use of it while it exists. Movable.
-class AdapterHandle {
- public:
-  AdapterHandle(std::shared_ptr<const LoadedAdapter> adapter, std::shared_ptr<AdapterUsage> usage);
-  ~AdapterHandle();
-  AdapterHandle(AdapterHandle&&) noexcept = default;
-  AdapterHandle& operator=(AdapterHandle&& other) noexcept;  // lets go of what it held
-
-  const LoadedAdapter& operator*() const { return *adapter_; }
-  const LoadedAdapter* operator->() const { return adapter_.get(); }
-
- private:
-  std::shared_ptr<const LoadedAdapter> adapter_;
-  std::shared_ptr<AdapterUsage> usage_;  // null once moved from
+  std::string revision;    // current or kept; empty: the alias's, or the current one
+  std::string alias = "";  // empty: none
 };
 
 }  // namespace adapterd
