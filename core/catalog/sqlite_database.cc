@@ -125,6 +125,10 @@ absl::StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::
       sqlite3_open_v2(path.c_str(), &handle, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, nullptr);
   database->handle_.reset(handle);  // there even after most errors
   if (code != SQLITE_OK) return database->LastError();
+  if (sqlite3_db_readonly(handle, "main") == 1) {  // SQLite falls back to that by itself
+    return Error(Reason::kSourceUnavailable,
+                 fmt::format("{}: the file may be read but not written", database->title_));
+  }
   sqlite3_extended_result_codes(handle, 1);
   sqlite3_busy_timeout(handle, kBusyTimeoutMs);
   sqlite3_limit(handle, SQLITE_LIMIT_LENGTH, kMaxRowBytes);
