@@ -16,6 +16,7 @@ namespace {
 // name is never a new catalogue but one that lost its content.
 constexpr char kNewFile[] = "catalogue.sqlite.new";
 constexpr char kNewJournal[] = "catalogue.sqlite.new-journal";
+constexpr int64_t kSmallestBytes = 512;  // SQLite's smallest page; it takes a few bytes for none
 constexpr char kLogFile[] = "catalogue.sqlite-wal";
 
 std::string Title(const DataDir& data_dir) {
@@ -47,11 +48,11 @@ absl::Status CreateCatalogue(const DataDir& data_dir) {
 absl::Status RequireCatalogue(const DataDir& data_dir) {
   ASSIGN_OR_RETURN(const int64_t bytes, data_dir.SizeOf(kCatalogueFile));
   if (bytes < 0) return CreateCatalogue(data_dir);
-  if (bytes > 0) return absl::OkStatus();
+  if (bytes >= kSmallestBytes) return absl::OkStatus();
   return Error(Reason::kStoreCorrupt,
-               fmt::format("{}: {} is empty, which it never is; restore a backup, or remove it and "
-                           "load the adapters again",
-                           Title(data_dir), kCatalogueFile));
+               fmt::format("{}: {} has lost its content (expected {} bytes or more, found {}); "
+                           "restore a backup, or remove it and load the adapters again",
+                           Title(data_dir), kCatalogueFile, kSmallestBytes, bytes));
 }
 
 // Every commit waits for the disk; readers and the writer do not wait for each other.

@@ -4,6 +4,7 @@
 #include <sqlite3.h>
 
 #include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "core/base/error.h"
@@ -15,6 +16,19 @@ namespace {
 // SQLite calls only ENOSPC "full"; a quota, or a limit on the size of a file, is the same to us.
 bool IsOutOfSpace(int system_error) {
   return system_error == ENOSPC || system_error == EDQUOT || system_error == EFBIG;
+}
+
+// errno of the last failure. sqlite3_system_errno stays 0 when writing the log fails (3.40).
+int SystemError(sqlite3* handle) {
+  sqlite3_file* log = nullptr;
+  int error = 0;
+  if (sqlite3_file_control(handle, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log) == SQLITE_OK &&
+      log != nullptr && log->pMethods != nullptr &&
+      log->pMethods->xFileControl(log, SQLITE_FCNTL_LAST_ERRNO, &error) == SQLITE_OK &&
+      error != 0) {
+    return error;
+  }
+  return sqlite3_system_errno(handle);
 }
 
 Reason ReasonOf(int code, int system_error) {
@@ -177,9 +191,13 @@ void SqliteDatabase::RollBack() {
 
 absl::Status SqliteDatabase::LastError() const {
   const int code = sqlite3_extended_errcode(handle_.get());
-  const Reason reason = ReasonOf(code, sqlite3_system_errno(handle_.get()));
-  return Error(reason, fmt::format("{}: {} (SQLite code {}){}", title_,
-                                   sqlite3_errmsg(handle_.get()), code, Advice(reason)));
+  const std::string message = sqlite3_errmsg(handle_.get());  // lost with the next call
+  const int system_error = (code & 0xff) == SQLITE_IOERR ? SystemError(handle_.get()) : 0;
+  const Reason reason = ReasonOf(code, system_error);
+  const std::string cause =
+      system_error == 0 ? "" : ": " + std::generic_category().message(system_error);
+  return Error(reason, fmt::format("{}: {}{} (SQLite code {}){}", title_, message, cause, code,
+                                   Advice(reason)));
 }
 
 }  // namespace adapterd

@@ -123,6 +123,7 @@ TEST(CatalogCrashTest, AFileThatMayNotGrowLeavesTheFormerRecord) {
     const absl::Status full = catalog->Put(SmallRecord("a", "2"));
     EXPECT_THAT(full, HasReason(Reason::kStorageFull));
     EXPECT_THAT(full, HasMessage(testing::AllOf(HasSubstr("cannot write adapter \"a\""),
+                                                HasSubstr("File too large"),
                                                 HasSubstr((dir / "data").string()))));
     EXPECT_THAT(full, HasErrorMetadata("adapter", "a"));
     EXPECT_THAT(catalog->Erase("a"), HasReason(Reason::kStorageFull));

@@ -39,7 +39,7 @@ class CatalogDamageTest : public ::testing::Test {
 };
 
 TEST_F(CatalogDamageTest, GarbageIsRefusedAndLeftAlone) {
-  for (const std::string& garbage : {std::string("x"), std::string(100, '\0'),
+  for (const std::string& garbage : {std::string("x"), std::string(600, '\0'),
                                      std::string(4096, 'g'), std::string(100'000, '\xff')}) {
     dir_.Write("data/catalogue.sqlite", garbage);
     ExpectRefused(Reason::kStoreCorrupt, "restore a backup");
@@ -49,7 +49,8 @@ TEST_F(CatalogDamageTest, GarbageIsRefusedAndLeftAlone) {
 
 TEST_F(CatalogDamageTest, AnEmptyFileIsNotANewCatalogue) {
   dir_.Write("data/catalogue.sqlite", "");
-  ExpectRefused(Reason::kStoreCorrupt, "is empty");
+  ExpectRefused(Reason::kStoreCorrupt,
+                "has lost its content (expected 512 bytes or more, found 0)");
 }
 
 TEST_F(CatalogDamageTest, ATruncatedFileIsRefused) {
