@@ -95,6 +95,11 @@ class TestServer {
   std::atomic<bool>& draining() { return draining_; }
   ThreadPool& workers() { return workers_; }
   Watchers& watchers() { return adapter_service_.watchers(); }
+  // Lets no more calls in; true when all that were in have left within `patience`.
+  bool AwaitNoCalls(absl::Duration patience) {
+    environment_.open_calls.Close();
+    return environment_.open_calls.AwaitNone(absl::Now() + patience);
+  }
   int64_t used_bytes() const { return registry_.budget().used(); }
   double inflight_bytes() { return metrics_.inflight_bytes().Value(); }
 
