@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "core/compute/kernels.h"
+#include "service/adapter_listing.h"
 
 namespace adapterd {
 namespace {
@@ -121,7 +122,7 @@ int OpenDescriptors() {
 }  // namespace
 
 std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
-  const std::vector<AdapterSnapshot> adapters = registry.List();
+  const std::vector<AdapterSnapshot> adapters = ListEverything(registry);
   std::vector<MetricFamily> families;
   FamilyBuilder states("adapterd_adapters", "Adapters, by state.", MetricType::Gauge);
   for (AdapterState state : {AdapterState::kLoading, AdapterState::kReady, AdapterState::kEvicted,

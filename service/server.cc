@@ -33,6 +33,8 @@ constexpr absl::Duration kDrainNotice = absl::Milliseconds(200);
 // that time (gRPC's do so every 5 s), and lose nothing.
 constexpr absl::Duration kCloseTimeout = absl::Seconds(2);
 constexpr int kMaxStreamsPerConnection = 1024;
+// For watchers to be told, unless they do not read; also no more than half of the drain timeout.
+constexpr absl::Duration kWatchersTimeout = absl::Seconds(1);
 
 const char* const kServices[] = {"adapterd.v1.AdapterService", "adapterd.v1.ProjectionService",
                                  "adapterd.v1.MergeService"};
@@ -317,6 +319,10 @@ bool Server::Drain() {
   parts_->logger.Log(LogLevel::kInfo, "draining");
   absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
   parts_->environment.open_calls.Close();
+  const absl::Time cut =
+      absl::Now() + std::min(kWatchersTimeout, (deadline - absl::Now()) / 2);
+  parts_->adapter_service.watchers().End();
+  if (!parts_->environment.open_calls.AwaitNone(cut)) parts_->adapter_service.watchers().Cut();
   const bool clean = parts_->environment.open_calls.AwaitNone(deadline);
   // Not earlier: once told to shut down, gRPC closes a connection with its last call, and the reply
   // that the client has not read by then is lost. Without calls it waits for the client's word.
