@@ -107,7 +107,7 @@ absl::Status SqliteCatalog::Write(Change& change) {
   if (change.status.ok()) return change.status;
   return Error(GetErrorDetails(change.status).reason,
                fmt::format("cannot {} adapter {}: {}", change.record == nullptr ? "erase" : "write",
-                           Quoted(change.name), std::string(change.status.message())))
+                           Quoted(change.name), static_cast<std::string>(change.status.message())))
       .With("adapter", change.name);
 }
 
@@ -128,7 +128,7 @@ void SqliteCatalog::WriteWaiting() {
 }
 
 absl::Status SqliteCatalog::Commit(const std::vector<Change*>& changes) {
-  const absl::Status status = Apply(changes);
+  absl::Status status = Apply(changes);
   if (!status.ok()) database_->RollBack();
   return status;
 }

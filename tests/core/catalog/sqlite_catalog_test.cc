@@ -1,5 +1,7 @@
 #include "core/catalog/sqlite_catalog.h"
 
+#include <fmt/format.h>
+
 #include <limits>
 #include <thread>
 
@@ -134,9 +136,9 @@ TEST_F(SqliteCatalogTest, ManyThreadsPutAtOnce) {
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([this, t] {
       for (int i = 0; i < kPuts; ++i) {
-        const std::string name = "t" + std::to_string(t) + "-" + std::to_string(i);
+        const std::string name = fmt::format("t{}-{}", t, i);
         EXPECT_THAT(catalog_->Put(SmallRecord(name)), IsOk());
-        EXPECT_THAT(catalog_->Put(SmallRecord("shared" + std::to_string(t), name)), IsOk());
+        EXPECT_THAT(catalog_->Put(SmallRecord(fmt::format("shared{}", t), name)), IsOk());
         if (i % 2 == 1) {
           EXPECT_THAT(catalog_->Erase(name), IsOk());
         }
@@ -149,9 +151,8 @@ TEST_F(SqliteCatalogTest, ManyThreadsPutAtOnce) {
   const std::vector<AdapterRecord> records = RecordsOf(*catalog_);
   ASSERT_THAT(records, SizeIs(kThreads * kPuts / 2 + kThreads));
   for (int t = 0; t < kThreads; ++t) {
-    const std::string number = std::to_string(t);
     EXPECT_EQ(records[static_cast<size_t>(t)],
-              SmallRecord("shared" + number, "t" + number + "-19"));
+              SmallRecord(fmt::format("shared{}", t), fmt::format("t{}-{}", t, kPuts - 1)));
   }
 }
 
