@@ -1,5 +1,5 @@
-// The control plane: LoadAdapter, UploadAdapter, ValidateAdapter, GetAdapter, ListAdapters, UnloadAdapter,
-// GetServerInfo.
+// The control plane: LoadAdapter, UploadAdapter, ValidateAdapter, GetAdapter, ListAdapters,
+// UnloadAdapter, GetServerInfo.
 #ifndef ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
 #define ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
 

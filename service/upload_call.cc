@@ -116,6 +116,7 @@ absl::Status UploadCall::Commit() {
   RETURN_IF_ERROR(record_.cancellation().Check());
   if (incoming_ == nullptr) return Invalid("start", "expected as the first message, found the end");
   ASSIGN_OR_RETURN(stored_, incoming_->Commit());
+  incoming_ = nullptr;  // which removes what was there before
   return record_.cancellation().Check();
 }
 
@@ -135,8 +136,8 @@ void UploadCall::Loaded(const absl::StatusOr<LoadResult>& result) {
   response_->set_already_loaded(result->already_loaded);
   response_->set_replaced_revision(result->replaced_revision);
   for (const std::string& name : result->evicted) response_->add_evicted(name);
-  const bool leaves_garbage = plane_.content->temporary() || result->already_loaded ||
-                              !result->replaced_revision.empty();
+  const bool leaves_garbage =
+      plane_.content->temporary() || result->already_loaded || !result->replaced_revision.empty();
   if (leaves_garbage) return Discard(absl::OkStatus());
   stored_ = StoredContent();  // the adapter names it by now
   End(absl::OkStatus());
