@@ -163,7 +163,7 @@ class UploadTest(StoreTest):
         self.server.expected_exit = -signal.SIGKILL
         with self.assertRaises(grpc.RpcError):
             self.send(messages())
-        self.server.process.wait()
+        self.server.wait()
         self.assertTrue(any((self.data / "store/incoming").iterdir()))
         self.serve()
         self.assertEqual(self.stored(), {})
@@ -206,7 +206,8 @@ class WithoutDataFolderTest(ServerTest):
                          adapter_pb2.ADAPTER_STATE_READY)
         self.assertEqual([p for p in self.temporary.rglob("*") if p.is_file()], [])
         self.assertEqual(len(server.client.list().adapters), 1)
-        server.stop()
+        server.terminate()
+        server.wait()
         self.assertEqual(list(self.temporary.iterdir()), [])
 
     def test_without_any_folder_to_write_to_it_says_what_is_missing(self):
