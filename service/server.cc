@@ -132,16 +132,8 @@ class Server::Parts {
         control_pool("control", kControlThreads),
         export_pool("export", kExportThreads),
         collector(content.get(), registry, io_pool, logger),
-        control_plane{environment,
-                      registry,
-                      io_pool,
-                      control_pool,
-                      export_pool,
-                      info,
-                      draining,
-                      content.get(),
-                      collector,
-                      options.max_upload_bytes},
+        control_plane{environment, registry, io_pool,       control_pool, export_pool,
+                      info,        draining, content.get(), collector,    options.max_upload_bytes},
         data_plane{environment, registry, kernels, workers, admission},
         adapter_service(control_plane),
         projection_service(data_plane),
@@ -286,10 +278,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   ASSIGN_OR_RETURN(SourceRoots adapters, SourceRoots::Open(options.adapter_roots));
   ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
   ASSIGN_OR_RETURN(std::unique_ptr<ContentStore> content, OpenContent(options.data_dir));
-  std::unique_ptr<Server> server(new Server(
-      std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(adapters)),
-                              std::make_shared<const SourceRoots>(std::move(models)),
-                              std::move(content))));
+  std::unique_ptr<Server> server(new Server(std::make_unique<Parts>(
+      options, std::make_shared<const SourceRoots>(std::move(adapters)),
+      std::make_shared<const SourceRoots>(std::move(models)), std::move(content))));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
   // All that is served again is known by now; the rest was left by a crash.
