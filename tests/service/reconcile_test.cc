@@ -243,9 +243,11 @@ TEST_F(ReconcileServiceTest, ACallerThatLeavesTakesItsLoadsAlong) {
   grpc::ClientContext context;
   v1::ReconcileAdaptersResponse response;
   Pending<bool> ended;
+  const auto done = std::make_shared<absl::AnyInvocable<void(absl::StatusOr<bool>)>>(
+      ended.Callback());
   server_.adapters().async()->ReconcileAdapters(
-      &context, &request, &response, [done = ended.Callback()](const grpc::Status& status) mutable {
-        done(status.error_code() == grpc::StatusCode::CANCELLED);
+      &context, &request, &response, [done](const grpc::Status& status) {
+        (*done)(status.error_code() == grpc::StatusCode::CANCELLED);
       });
   sources_["a10"].read_gate.AwaitVisitor();
   context.TryCancel();
