@@ -122,14 +122,13 @@ class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
     if (cancelled) registry_.Cancel(ticket);
   }
 
+  // Once it is cancelled the call may be over, and the pool with it: hence under the lock.
   void Finished(size_t step, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_) {
-    {
-      absl::MutexLock lock(&mutex_);
-      ++done_;
-      running_.erase(step);
-      results_[step] = status;
-    }
-    pool_.Submit([run = shared_from_this()] { run->Advance(); });
+    absl::MutexLock lock(&mutex_);
+    ++done_;
+    running_.erase(step);
+    results_[step] = status;
+    if (!cancelled_) pool_.Submit([run = shared_from_this()] { run->Advance(); });
   }
 
   bool AllDone() ABSL_LOCKS_EXCLUDED(mutex_) {

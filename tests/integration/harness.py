@@ -194,9 +194,9 @@ class Client:
         return {change.name: change for change in reply.changes}
 
     def watch(self, **fields):
-        """A stream of events; stands when this returns."""
+        """A stream of events, for as long as a test may take; stands when this returns."""
         stream = self.adapters.WatchAdapters(
-            adapter_service_pb2.WatchAdaptersRequest(**fields), timeout=PATIENCE)
+            adapter_service_pb2.WatchAdaptersRequest(**fields), timeout=4 * PATIENCE)
         stream.initial_metadata()  # waits
         return stream
 

@@ -43,6 +43,20 @@ class WatchTest(ServerTest):
             if not token:
                 return adapters, page.sequence
 
+    def flood(self, events):
+        """So many events of 8 KB: thousands are far more than a connection holds on the way."""
+        request = adapter_service_pb2.UpdateAdapterRequest(
+            name="a", labels={f"{'k' * 57}{j}": "v" * 63 for j in range(10, 70)})
+        request.update_mask.paths.append("labels")
+        calls = []
+        for i in range(events):
+            request.labels["number"] = str(i)
+            calls.append(self.client.adapters.UpdateAdapter.future(request, timeout=PATIENCE))
+            if len(calls) == 64:
+                calls.pop(0).result()
+        for call in calls:
+            call.result()
+
     def ended(self, stream):
         """How a stream ends."""
         with self.assertRaises(grpc.RpcError) as caught:
@@ -162,10 +176,7 @@ class ResumeTest(WatchTest):
         self.client.load("a", "s0")
         start = self.client.list().sequence
         slow = self.client.watch(from_sequence=start)
-        # Each event holds all labels: far more than connections hold on the way.
-        labels = [{f"{i}-{'k' * 55}{j}": "v" * 63 for j in range(10, 70)} for i in range(2)]
-        for i in range(REMEMBERED + 100):
-            self.client.update("a", mask=["labels"], labels=labels[i % 2])
+        self.flood(REMEMBERED + 2000)
         last, sequence = self.client.list().sequence, start
         with self.assertRaises(grpc.RpcError) as caught:
             for reply in slow:
@@ -225,14 +236,13 @@ class DrainTest(WatchTest):
     def test_a_client_that_does_not_read_does_not_hold_a_drain_up(self):
         self.client.load("a", "s0")
         stuck = self.server.connect().watch()
-        labels = [{f"{i}-{'k' * 55}{j}": "v" * 63 for j in range(10, 70)} for i in range(2)]
-        for i in range(1000):
-            self.client.update("a", mask=["labels"], labels=labels[i % 2])
+        self.flood(1000)
         self.server.terminate()
         # Its connection stays; the server must not wait for it.
         self.assertEqual(self.server.process.wait(timeout=PATIENCE), 0)
         self.assertNotIn("drain_timeout", self.server.stderr())
         self.assertIn(self.ended(stuck).code, ("CANCELLED", "UNAVAILABLE"))
+        self.server.wait()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class ReconcileServiceTest : public FakeAdaptersFixture {
     return spec;
   }
 
-  // What happened, as "name action", or with its error "name action ERROR: ...".
+  // What happened to whom; their errors go to errors_.
   std::vector<std::pair<std::string, v1::ReconcileAction>> Run(const Request& request) {
     const auto reply = server_.Reconcile(request);
     EXPECT_THAT(reply.status, IsRpcOk());
@@ -47,7 +47,8 @@ class ReconcileServiceTest : public FakeAdaptersFixture {
 
   std::vector<std::string> Names() {
     std::vector<std::string> names;
-    for (const v1::Adapter& adapter : server_.List()->adapters()) names.push_back(adapter.name());
+    const auto reply = server_.List();
+    for (const v1::Adapter& adapter : reply->adapters()) names.push_back(adapter.name());
     return names;
   }
 
@@ -243,9 +244,11 @@ TEST_F(ReconcileServiceTest, ACallerThatLeavesTakesItsLoadsAlong) {
   grpc::ClientContext context;
   v1::ReconcileAdaptersResponse response;
   Pending<bool> ended;
+  const auto done = std::make_shared<absl::AnyInvocable<void(absl::StatusOr<bool>)>>(
+      ended.Callback());
   server_.adapters().async()->ReconcileAdapters(
-      &context, &request, &response, [done = ended.Callback()](const grpc::Status& status) mutable {
-        done(status.error_code() == grpc::StatusCode::CANCELLED);
+      &context, &request, &response, [done](const grpc::Status& status) {
+        (*done)(status.error_code() == grpc::StatusCode::CANCELLED);
       });
   sources_["a10"].read_gate.AwaitVisitor();
   context.TryCancel();
