@@ -15,19 +15,18 @@
 #include "core/adapter/problems.h"
 #include "core/base/cancellation.h"
 #include "core/base/thread_pool.h"
-#include "core/formats/renewable_roots.h"
 #include "core/formats/source_roots.h"
 
 namespace adapterd {
 
 // What decides how a source is read.
 struct SourceSpec {
-  std::string source;                // below an adapter root, or below the watched folder
+  std::string source;                // below an adapter root
   std::string base_model;            // must equal the config's when both are set
   std::string base_checkpoint = "";  // below a model root; empty: none
   // Key of a folder in the content store, for what was uploaded; then `source` is empty.
   std::string stored = "";
-  // Below the folder of --watch-adapters, which has no name that a client could use.
+  // True: `source` is below the folder of --watch-adapters instead, which no client can name.
   bool watched = false;
 
   bool operator==(const SourceSpec&) const = default;
@@ -88,11 +87,9 @@ class AdapterReader {
 using AdapterOpener =
     std::function<std::unique_ptr<AdapterReader>(const SourceSpec& spec, ProblemList& problems)>;
 
-// The opener over real files. Copies share the roots; any thread. `watched` may be null: then no
-// source is watched.
+// The opener over real files. Copies share the roots; any thread.
 AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
-                            std::shared_ptr<const SourceRoots> models,
-                            std::shared_ptr<const RenewableRoots> watched = nullptr);
+                            std::shared_ptr<const SourceRoots> models);
 
 }  // namespace adapterd
 

@@ -157,12 +157,10 @@ std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const Source
 }  // namespace
 
 AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
-                            std::shared_ptr<const SourceRoots> models,
-                            std::shared_ptr<const RenewableRoots> watched) {
-  return [adapters = std::move(adapters), models = std::move(models),
-          watched = std::move(watched)](const SourceSpec& spec, ProblemList& problems) {
-    const std::shared_ptr<const SourceRoots> roots = spec.watched ? watched->Get() : adapters;
-    return OpenSource(*roots, *models, spec, problems);
+                            std::shared_ptr<const SourceRoots> models) {
+  return [adapters = std::move(adapters), models = std::move(models)](const SourceSpec& spec,
+                                                                      ProblemList& problems) {
+    return OpenSource(*adapters, *models, spec, problems);
   };
 }
 

@@ -166,8 +166,7 @@ absl::StatusOr<ScopedFd> OpenBeneath(int folder, const std::string& path,
   return ScopedFd(fd);
 }
 
-absl::StatusOr<std::vector<std::string>> ListFolder(const ScopedFd& folder,
-                                                    std::string_view path) {
+absl::StatusOr<std::vector<std::string>> ListFolder(const ScopedFd& folder, std::string_view path) {
   ScopedFd readable(openat(folder.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!readable.valid()) return PathError(errno, path);
   const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(readable.get()), closedir);
@@ -181,8 +180,8 @@ absl::StatusOr<std::vector<std::string>> ListFolder(const ScopedFd& folder,
     const std::string_view name = entry->d_name;
     if (name == "." || name == "..") continue;
     if (entries.size() >= kMaxFolderEntries) {
-      return Error(Reason::kSourceNotFound, fmt::format("{} has more than {} entries", Quoted(path),
-                                                        kMaxFolderEntries))
+      return Error(Reason::kSourceNotFound,
+                   fmt::format("{} has more than {} entries", Quoted(path), kMaxFolderEntries))
           .With("file", Printable(path));
     }
     entries.emplace_back(name);

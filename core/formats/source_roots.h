@@ -41,7 +41,7 @@ class SourceFolder {
   std::vector<std::string> entries_;
 };
 
-inline constexpr int kMaxSourceBytes = 4096;       // PATH_MAX
+inline constexpr int kMaxSourceBytes = 4096;  // PATH_MAX
 
 // A set of roots, each with a name; one may be unnamed. Immutable after construction; any thread.
 class SourceRoots {
