@@ -47,6 +47,7 @@ bool SplitTail(const Components& components, bool with_leaf, IsPart is_part, Tai
     if (components.size() < leaf + name + 2) return false;  // a module has at least one component
     const size_t at = components.size() - 1 - leaf - name;
     if (!is_part(components[at])) continue;
+    if (name == 1 && components[at + 1].empty()) continue;  // two dots hold no name
     tail = {components[at], name == 1 ? components[at + 1] : std::string_view(),
             with_leaf ? components.back() : std::string_view(), at};
     return true;

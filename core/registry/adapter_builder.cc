@@ -10,6 +10,7 @@
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "core/compute/dora_norms.h"
+#include "core/registry/derived_digest.h"
 #include "core/tensor/convert.h"
 
 namespace adapterd {
@@ -135,6 +136,7 @@ absl::Status AdapterBuilder::BindBase(const BoundBase& base, ThreadPool& pool,
 
 std::shared_ptr<const LoadedAdapter> AdapterBuilder::Build(std::string revision) {
   adapter_->revision_ = std::move(revision);
+  adapter_->derived_digest_ = DerivedDigest(adapter_->manifest(), adapter_->extras_);
   return std::move(adapter_);
 }
 

@@ -1,70 +1,22 @@
 #include "core/registry/adapter_registry.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <atomic>
+#include <random>
 
-#include "core/base/status_macros.h"
 #include "core/registry/registry_state.h"
 
 namespace adapterd {
 namespace {
 
-absl::Status NotFound(const std::string& name) {
-  return Error(Reason::kAdapterNotFound, fmt::format("adapter \"{}\" is not loaded", name))
-      .With("adapter", name);
+constexpr int kChangeThreads = 4;   // each waits for the journal's disk most of its time
+constexpr size_t kListChunk = 512;  // adapters that a listing looks at under one lock
+
+uint64_t RandomCounter() {
+  std::random_device random;
+  return (uint64_t{random()} << 32) | random();
 }
-
-absl::Status RevisionMismatch(const std::string& name, const std::string& expected,
-                              const std::string& actual) {
-  return Error(Reason::kRevisionMismatch,
-               fmt::format("adapter \"{}\" is at revision {}, not {}", name, actual, expected))
-      .With("adapter", name)
-      .With("expected", expected)
-      .With("actual", actual);
-}
-
-absl::Status GaveUp() { return absl::CancelledError("the caller gave up waiting"); }
-
-// Answers an unload when the last of its revisions is free.
-class FreeCounter {
- public:
-  FreeCounter(int pending, AdapterRegistry::Done<UnloadResult> done)
-      : pending_(pending), done_(std::move(done)) {}
-
-  void Freed(int64_t bytes) {
-    bytes_.fetch_add(bytes);
-    if (pending_.fetch_sub(1) == 1 && done_) done_(Result());
-  }
-  UnloadResult Result() const { return {bytes_.load(), pending_.load() == 0}; }
-
- private:
-  std::atomic<int> pending_;
-  std::atomic<int64_t> bytes_{0};
-  AdapterRegistry::Done<UnloadResult> done_;  // empty when nobody waits
-};
 
 }  // namespace
-
-AdapterHandle::AdapterHandle(std::shared_ptr<const LoadedAdapter> adapter,
-                             std::shared_ptr<AdapterUsage> usage)
-    : adapter_(std::move(adapter)), usage_(std::move(usage)) {
-  usage_->use_count.fetch_add(1, std::memory_order_relaxed);
-  usage_->in_flight.fetch_add(1, std::memory_order_relaxed);
-  usage_->last_use_unix_ns.store(absl::ToUnixNanos(absl::Now()), std::memory_order_relaxed);
-}
-
-AdapterHandle& AdapterHandle::operator=(AdapterHandle&& other) noexcept {
-  AdapterHandle taken(std::move(other));
-  adapter_.swap(taken.adapter_);
-  usage_.swap(taken.usage_);
-  return *this;
-}
-
-AdapterHandle::~AdapterHandle() {
-  if (usage_ != nullptr) usage_->in_flight.fetch_sub(1, std::memory_order_relaxed);
-}
 
 AdapterRegistry::AdapterRegistry(RegistryOptions options, const Kernels& kernels,
                                  AdapterOpener opener, std::shared_ptr<MemoryBudget> budget,
@@ -73,183 +25,89 @@ AdapterRegistry::AdapterRegistry(RegistryOptions options, const Kernels& kernels
       kernels_(kernels),
       opener_(std::move(opener)),
       budget_(std::move(budget)),
-      io_pool_(io_pool) {}
+      io_pool_(io_pool),
+      signal_(std::make_shared<ReleaseSignal>([this] { Unpark(); })),
+      etag_counter_(RandomCounter()),
+      changes_("changes", kChangeThreads) {
+  budget_->Attach([this](int64_t missing) { return Evict(missing, nullptr, nullptr); },
+                  [signal = signal_] { signal->Released(); });
+}
 
 AdapterRegistry::~AdapterRegistry() {
-  absl::MutexLock lock(&mutex_);
-  stopping_ = true;
-  for (auto& [name, entry] : entries_) {
-    if (entry.job != nullptr) entry.job->cancellation.Cancel();
+  signal_->Close();
+  std::vector<RecordPtr> parked;
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    for (auto& [name, entry] : entries_) {
+      if (entry.job != nullptr) entry.job->cancellation.Cancel();
+    }
+    parked.swap(parked_);
   }
-  mutex_.Await(absl::Condition(
-      +[](int* running) { return *running == 0; }, &running_jobs_));
+  for (const RecordPtr& record : parked) FinishRestoration(record, GaveUp());
+  {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](int* running) { return *running == 0; }, &running_));
+  }
+  budget_->Detach();
 }
 
-AdapterRegistry::TicketPtr AdapterRegistry::Load(LoadRequest request, Done<LoadResult> done) {
-  auto ticket = std::make_shared<Ticket>();
-  TryLoad(std::move(request), std::move(done), ticket);
-  return ticket;
-}
-
-AdapterRegistry::TicketPtr AdapterRegistry::Unload(UnloadRequest request, Done<UnloadResult> done) {
-  auto ticket = std::make_shared<Ticket>();
-  TryUnload(std::move(request), std::move(done), ticket);
-  return ticket;
-}
-
-AdapterRegistry::TicketPtr AdapterRegistry::Acquire(std::vector<AdapterRef> refs,
-                                                    Done<std::vector<AdapterHandle>> done) {
-  auto ticket = std::make_shared<Ticket>();
-  TryAcquire(std::move(refs), std::move(done), ticket);
-  return ticket;
+void AdapterRegistry::Restore(std::vector<AdapterRecord> records) {
+  absl::MutexLock lock(&mutex_);
+  for (AdapterRecord& from : records) {
+    Entry& entry = entries_[from.name];
+    const auto record_of = [&entry](RevisionRecord info) {
+      auto record = std::make_shared<Record>();
+      record->info = std::make_shared<const RevisionRecord>(std::move(info));
+      record->entry = &entry;
+      return record;
+    };
+    entry.name = from.name;
+    entry.source = from.current.source;
+    entry.state = {from.public_id,
+                   from.etag,
+                   from.pinned,
+                   from.enabled,
+                   std::move(from.labels),
+                   std::move(from.aliases),
+                   record_of(std::move(from.current)),
+                   {}};
+    for (RevisionRecord& kept : from.kept) entry.state.kept.push_back(record_of(std::move(kept)));
+    public_ids_.try_emplace(entry.state.public_id, entry.name);
+    parameters_ += entry.state.current->info->description.parameter_count;
+  }
 }
 
 void AdapterRegistry::Cancel(const TicketPtr& ticket) {
   Waiter waiter;
+  AcquisitionPtr acquisition;
   {
     absl::MutexLock lock(&mutex_);
     ticket->cancelled = true;
-    if (ticket->job == nullptr) return;
-    Job& job = *ticket->job;
-    for (WaitingList* list : {&job.waiters, &job.ready_waiters}) {
-      const auto it = std::find_if(list->begin(), list->end(),
-                                   [&](const auto& waiting) { return waiting.first == ticket; });
-      if (it == list->end()) continue;
-      waiter = std::move(it->second);
-      list->erase(it);
-    }
-    if (job.waiters.empty() && job.ready_waiters.empty()) job.cancellation.Cancel();
-    ticket->job = nullptr;
-  }
-  if (waiter) waiter(GaveUp());
-}
-
-void AdapterRegistry::Wait(const JobPtr& job, WaitingList& list, const TicketPtr& ticket,
-                           Waiter waiter) {
-  ticket->job = job;
-  list.emplace_back(ticket, std::move(waiter));
-}
-
-void AdapterRegistry::TryLoad(LoadRequest request, Done<LoadResult> done, const TicketPtr& ticket) {
-  bool cancelled = false;
-  {
-    absl::MutexLock lock(&mutex_);
-    cancelled = ticket->cancelled || stopping_;
-    if (!cancelled) {
-      Entry& entry = entries_[request.name];
-      if (entry.job == nullptr) {
-        if (entry.current == nullptr) entry.request = request;
-        entry.job = std::make_shared<Job>(request);
-        ++running_jobs_;
-        io_pool_.Submit([this, job = entry.job] { Run(job); });
+    acquisition = ticket->acquisition;
+    if (ticket->job != nullptr) {
+      Job& job = *ticket->job;
+      for (WaitingList* list : {&job.waiters, &job.ready_waiters}) {
+        const auto it = std::find_if(list->begin(), list->end(),
+                                     [&](const auto& waiting) { return waiting.first == ticket; });
+        if (it == list->end()) continue;
+        waiter = std::move(it->second);
+        list->erase(it);
       }
-      // A dropped load may still be running; its outcome is nobody's.
-      if (entry.job->request == request && !entry.job->cancellation.IsCancelled()) {
-        Wait(entry.job, entry.job->waiters, ticket,
-             [done = std::move(done)](const Outcome& outcome) mutable { done(outcome); });
-      } else {
-        Wait(entry.job, entry.job->waiters, ticket,
-             [this, request, done = std::move(done), ticket](const Outcome&) mutable {
-               TryLoad(std::move(request), std::move(done), ticket);
-             });
-      }
+      if (job.load && job.waiters.empty() && job.ready_waiters.empty()) job.cancellation.Cancel();
+      ticket->job = nullptr;
+    } else if (acquisition != nullptr && acquisition->done && !acquisition->answer) {
+      acquisition->answer = GaveUp();
+    } else {
+      return;
     }
   }
-  if (cancelled) done(GaveUp());  // NOLINT(bugprone-use-after-move): moved only when not
-}
-
-absl::StatusOr<AdapterRegistry::Entry> AdapterRegistry::Remove(const UnloadRequest& request) {
-  auto it = entries_.find(request.name);
-  if (it == entries_.end()) return NotFound(request.name);
-  Entry& entry = it->second;
-  const std::string& revision = entry.current->revision();
-  if (!request.revision.empty() && request.revision != revision) {
-    return RevisionMismatch(request.name, request.revision, revision);
+  if (waiter) {
+    waiter(GaveUp());
+  } else {
+    Answer(acquisition);
   }
-  if (entry.request.pinned && !request.force) {
-    return Error(Reason::kAdapterPinned,
-                 fmt::format("adapter \"{}\" is pinned; unload it with force", request.name))
-        .With("adapter", request.name);
-  }
-  Entry removed = std::move(entry);
-  public_ids_.erase(removed.public_id);
-  entries_.erase(it);
-  return removed;
-}
-
-void AdapterRegistry::TryUnload(UnloadRequest request, Done<UnloadResult> done,
-                                const TicketPtr& ticket) {
-  absl::StatusOr<Entry> removed = GaveUp();
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!ticket->cancelled && !stopping_) {
-      auto it = entries_.find(request.name);
-      if (it != entries_.end() && it->second.job != nullptr) {
-        Wait(it->second.job, it->second.job->waiters, ticket,
-             [this, request, done = std::move(done), ticket](const Outcome&) mutable {
-               TryUnload(std::move(request), std::move(done), ticket);
-             });
-        return;
-      }
-      removed = Remove(request);
-    }
-  }
-  if (!removed.ok()) return done(removed.status());
-  std::vector<std::shared_ptr<const LoadedAdapter>> revisions = {std::move(removed->current)};
-  for (const Draining& draining : removed->draining) {
-    if (auto revision = draining.loaded.lock()) revisions.push_back(std::move(revision));
-  }
-  auto counter = std::make_shared<FreeCounter>(
-      revisions.size(), request.wait ? std::move(done) : Done<UnloadResult>());
-  for (const auto& revision : revisions) {
-    revision->OnFreed([counter](int64_t bytes) { counter->Freed(bytes); });
-  }
-  revisions.clear();  // frees, unless requests still hold them
-  // NOLINTNEXTLINE(bugprone-use-after-move): moved only when somebody waits
-  if (!request.wait) done(counter->Result());
-}
-
-AdapterRegistry::JobPtr AdapterRegistry::FirstLoadOf(const std::vector<AdapterRef>& refs) const {
-  for (const AdapterRef& ref : refs) {
-    auto it = entries_.find(ref.name);
-    if (it != entries_.end() && it->second.current == nullptr) return it->second.job;
-  }
-  return nullptr;
-}
-
-absl::StatusOr<std::vector<AdapterHandle>> AdapterRegistry::TakeHandles(
-    const std::vector<AdapterRef>& refs) const {
-  std::vector<AdapterHandle> handles;
-  handles.reserve(refs.size());
-  for (const AdapterRef& ref : refs) {
-    auto it = entries_.find(ref.name);
-    if (it == entries_.end()) return NotFound(ref.name);
-    const Entry& entry = it->second;
-    const std::string& revision = entry.current->revision();
-    if (!ref.revision.empty() && ref.revision != revision) {
-      return RevisionMismatch(ref.name, ref.revision, revision);
-    }
-    handles.emplace_back(entry.current, entry.usage);
-  }
-  return handles;
-}
-
-void AdapterRegistry::TryAcquire(std::vector<AdapterRef> refs,
-                                 Done<std::vector<AdapterHandle>> done, const TicketPtr& ticket) {
-  absl::StatusOr<std::vector<AdapterHandle>> handles = GaveUp();
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!ticket->cancelled && !stopping_) {
-      if (JobPtr job = FirstLoadOf(refs)) {
-        Wait(job, job->ready_waiters, ticket,
-             [this, refs = std::move(refs), done = std::move(done), ticket](
-                 const Outcome&) mutable { TryAcquire(std::move(refs), std::move(done), ticket); });
-        return;
-      }
-      handles = TakeHandles(refs);
-    }
-  }
-  done(std::move(handles));
 }
 
 absl::StatusOr<AdapterSnapshot> AdapterRegistry::Get(const std::string& name) const {
@@ -259,39 +117,130 @@ absl::StatusOr<AdapterSnapshot> AdapterRegistry::Get(const std::string& name) co
   return SnapshotOf(it->second);
 }
 
-std::vector<AdapterSnapshot> AdapterRegistry::List() const {
-  std::vector<AdapterSnapshot> snapshots;
+bool AdapterRegistry::Matches(const Entry& entry, const ListQuery& query) {
+  if (query.state && StateOf(entry) != *query.state) return false;
+  if (!query.base_model.empty() &&
+      (entry.state.current == nullptr ||
+       entry.state.current->info->description.base_model != query.base_model)) {
+    return false;
+  }
+  return std::all_of(query.labels.begin(), query.labels.end(), [&](const auto& label) {
+    const auto it = entry.state.labels.find(label.first);
+    return it != entry.state.labels.end() && it->second == label.second;
+  });
+}
+
+ListPage AdapterRegistry::List(const ListQuery& query) const {
+  ListPage page;
+  page.sequence = events_.last_sequence();
+  std::string from = query.name_prefix;
+  for (bool done = false; !done;) {
+    absl::MutexLock lock(&mutex_);
+    auto it = entries_.lower_bound(from);
+    for (size_t looked = 0; looked < kListChunk && !done; ++looked, ++it) {
+      done = it == entries_.end() || it->first.rfind(query.name_prefix, 0) != 0;
+      if (done) break;
+      if (!Matches(it->second, query)) continue;
+      ++page.total;
+      if (!query.after.empty() && it->first <= query.after) continue;
+      if (page.adapters.size() < query.limit) {
+        page.adapters.push_back(SnapshotOf(it->second));
+      } else {
+        page.more = true;
+      }
+    }
+    if (!done && it == entries_.end()) done = true;
+    if (!done) from = it->first;
+  }
+  return page;
+}
+
+RegistryTotals AdapterRegistry::totals() const {
   absl::MutexLock lock(&mutex_);
-  snapshots.reserve(entries_.size());
-  for (const auto& [name, entry] : entries_) snapshots.push_back(SnapshotOf(entry));
-  return snapshots;
+  return {static_cast<int64_t>(entries_.size()),
+          resident_,
+          budget_->used(),
+          budget_->limit(),
+          parameters_,
+          thrash_guard_.Thrashes(absl::Now(), budget_->limit())};
+}
+
+std::set<std::string> AdapterRegistry::StoredKeys() const {
+  std::set<std::string> keys;
+  const auto add = [&keys](const SourceSpec& source) {
+    if (!source.stored.empty()) keys.insert(source.stored);
+  };
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [name, entry] : entries_) {
+    if (entry.job != nullptr && entry.job->load) add(entry.job->load->source);
+    if (entry.state.current != nullptr) add(entry.state.current->info->source);
+    for (const RecordPtr& record : entry.state.kept) add(record->info->source);
+  }
+  return keys;
+}
+
+AdapterState AdapterRegistry::StateOf(const Entry& entry) {
+  const RecordPtr& current = entry.state.current;
+  if (current == nullptr) {
+    return entry.failure.ok() ? AdapterState::kLoading : AdapterState::kFailed;
+  }
+  if (!current->error.ok()) return AdapterState::kFailed;
+  return current->lease == nullptr ? AdapterState::kEvicted : AdapterState::kReady;
 }
 
 AdapterSnapshot AdapterRegistry::SnapshotOf(const Entry& entry) const {
+  const State& state = entry.state;
   AdapterSnapshot snapshot;
-  snapshot.name = entry.request.name;
-  snapshot.public_id = entry.public_id;
-  snapshot.source = entry.request.source.source;
-  snapshot.pinned = entry.request.pinned;
-  snapshot.labels = entry.request.labels;
-  snapshot.etag = entry.etag;
+  snapshot.name = entry.name;
+  snapshot.public_id = state.public_id;
+  snapshot.state = StateOf(entry);
+  snapshot.owner = entry.owner;
+  snapshot.pinned = state.pinned;
+  snapshot.enabled = state.enabled;
+  snapshot.labels = state.labels;
+  snapshot.aliases = state.aliases;
+  snapshot.etag = state.etag;
   snapshot.use_count = entry.usage->use_count.load(std::memory_order_relaxed);
   snapshot.in_flight = entry.usage->in_flight.load(std::memory_order_relaxed);
   if (const int64_t ns = entry.usage->last_use_unix_ns.load(std::memory_order_relaxed); ns != 0) {
     snapshot.last_use_time = absl::FromUnixNanos(ns);
   }
-  if (entry.current == nullptr) return snapshot;
-  snapshot.state = AdapterState::kReady;
-  snapshot.manifest = entry.current->shared_manifest();
-  snapshot.digest = {entry.current->revision(), entry.weights_sha256};
-  snapshot.warnings = entry.warnings;
-  snapshot.memory_bytes = entry.current->memory_bytes();
-  snapshot.load_time = entry.load_time;
-  snapshot.load_duration = entry.load_duration;
-  for (const Draining& draining : entry.draining) {
-    if (!draining.loaded.expired()) snapshot.draining_revisions.push_back(draining.revision);
+  for (const Entry::Draining& draining : entry.draining) {
+    if (!draining.lease.expired()) snapshot.draining_revisions.push_back(draining.revision);
+  }
+  for (const RecordPtr& record : state.kept) {
+    snapshot.kept_revisions.push_back(record->info->revision);
+    if (record->lease != nullptr) snapshot.memory_bytes += record->lease->loaded()->memory_bytes();
+  }
+  if (state.current == nullptr) {
+    snapshot.source_spec = entry.source;
+    snapshot.source = entry.source.source;
+    snapshot.error = entry.failure;
+    return snapshot;
+  }
+  const Record& current = *state.current;
+  const std::shared_ptr<const RevisionRecord>& info = current.info;
+  snapshot.error = current.error;
+  snapshot.source_spec = info->source;
+  snapshot.source = info->source.source;
+  snapshot.description = std::shared_ptr<const AdapterDescription>(info, &info->description);
+  snapshot.digest = {info->revision, info->weights_sha256};
+  snapshot.warnings = info->warnings;
+  if (!entry.failure.ok()) {
+    snapshot.warnings.push_back("what is in the folder now cannot be loaded: " +
+                                std::string(entry.failure.message()));
+  }
+  snapshot.load_time = info->load_time;
+  snapshot.load_duration = info->load_duration;
+  if (current.lease != nullptr) {
+    snapshot.manifest = current.lease->manifest();
+    snapshot.memory_bytes += current.lease->loaded()->memory_bytes();
   }
   return snapshot;
+}
+
+void AdapterRegistry::AddEvent(AdapterEventType type, const Entry& entry) {
+  events_.Append(type, SnapshotOf(entry));
 }
 
 }  // namespace adapterd

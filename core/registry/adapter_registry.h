@@ -6,7 +6,7 @@
 #include <list>
 #include <map>
 #include <memory>
-#include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,30 +17,43 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "core/base/thread_pool.h"
+#include "core/registry/adapter_handle.h"
+#include "core/registry/event_log.h"
+#include "core/registry/journal.h"
 #include "core/registry/registry_types.h"
+#include "core/registry/thrash_guard.h"
 
 namespace adapterd {
+
+struct LoadedState;
 
 // How a load ended, for metrics and logs. Callers that joined it are not counted again.
 struct LoadEvent {
   std::string name;
   absl::Status status;
-  bool read = false;  // weights were read and published; false for a no-op
+  bool read = false;      // weights were read and published; false for a no-op
+  bool restored = false;  // an evicted adapter came back
   absl::Duration duration;
 };
 
 struct RegistryOptions {
   std::string public_id_template = "{base}:{name}";
-  std::function<void(const LoadEvent&)> on_load;  // on an I/O thread; may be empty
+  size_t keep_revisions = 0;   // replaced ones of each adapter
+  Journal* journal = nullptr;  // null: nothing survives; else outlives the registry
+  // On an I/O thread, or on the thread that needed room; never under the lock. May be empty.
+  std::function<void(const LoadEvent&)> on_load = nullptr;
+  std::function<void(const std::string& name)> on_evict = nullptr;
+  std::function<void()> on_thrash = nullptr;  // when it begins to thrash (ThrashGuard)
 };
 
-// Loads run on `io_pool`: what is decided is decided under one lock, and everything slow (reading,
-// checking, packing, freeing) happens outside it. Loads of one name never overlap; equal requests
-// share one. Budget and handles: LoadedAdapter.
+// Loads and restores run on `io_pool`: what is decided is decided under one lock, and everything
+// slow (reading, packing, journal, freeing) happens outside it. Changes of one name never overlap;
+// equal loads share one. An adapter's state is replaced as a whole (registry_state.h), after the
+// journal has it. Budget and handles: LoadedAdapter, AdapterLease.
 //
-// Threads: every method from any thread. Callbacks run on the calling thread or an I/O thread,
-// never under the lock; they run exactly once and should be quick. Lifetime: outlives its tickets;
-// the destructor cancels running loads and waits for them.
+// Threads: every method from any thread. Callbacks run on the calling thread or one of the
+// registry's, never under the lock; they run exactly once and should be quick. Lifetime: outlives
+// its tickets; the destructor cancels running loads and waits for them.
 class AdapterRegistry {
  public:
   class Ticket;
@@ -55,25 +68,42 @@ class AdapterRegistry {
   AdapterRegistry(const AdapterRegistry&) = delete;
   AdapterRegistry& operator=(const AdapterRegistry&) = delete;
 
+  // What the journal holds; these adapters are EVICTED until they are used. Before anything else.
+  void Restore(std::vector<AdapterRecord> records) ABSL_LOCKS_EXCLUDED(mutex_);
+
   // From a source to serving. On a name in use: equal content and options is a no-op, decided
   // before anything is reserved; anything else needs `replace`, an atomic swap. On any error
-  // nothing changes. Errors: those of the reader, ADAPTER_EXISTS, DIGEST_MISMATCH,
+  // nothing changes. Errors: those of the reader and the journal, ADAPTER_EXISTS, DIGEST_MISMATCH,
   // MEMORY_BUDGET_EXCEEDED, CANCELLED.
   TicketPtr Load(LoadRequest request, Done<LoadResult> done) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Removes the name at once, then answers when the last user has let go and the memory is free
-  // (or at once, when the request does not wait). Waits first for a running load of the name.
+  // Removes the name, then answers when the last user has let go and the memory is free (or at
+  // once, when the request does not wait). Waits first for a running change of the name.
   // ADAPTER_NOT_FOUND, REVISION_MISMATCH, ADAPTER_PINNED.
   TicketPtr Unload(UnloadRequest request, Done<UnloadResult> done) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Handles for all refs in order, or none. Waits for names that are LOADING (holding nothing).
-  // ADAPTER_NOT_FOUND, REVISION_MISMATCH.
-  TicketPtr Acquire(std::vector<AdapterRef> refs, Done<std::vector<AdapterHandle>> done)
+  // ADAPTER_NOT_FOUND, ETAG_MISMATCH.
+  TicketPtr Update(UpdateRequest request, Done<AdapterSnapshot> done) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Makes a kept revision the current one; reads it first when it is evicted. ADAPTER_NOT_FOUND,
+  // REVISION_MISMATCH, ADAPTER_FAILED, MEMORY_BUDGET_EXCEEDED.
+  TicketPtr Rollback(std::string name, std::string revision, Done<AdapterSnapshot> done)
       ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Gives up waiting for a running load: the callback runs with CANCELLED unless it ran already,
-  // and a load that nobody waits for any more is dropped. No effect on an Unload whose name is
-  // gone.
+  // Points `alias` at a current or kept revision; an empty `revision` removes it (OK when there is
+  // none). ADAPTER_NOT_FOUND, REVISION_MISMATCH, INVALID_FIELD above kMaxAliases.
+  TicketPtr SetAlias(std::string name, std::string alias, std::string revision,
+                     Done<AdapterSnapshot> done) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Handles for all refs in order, or none; empty ones for disabled adapters if they are to be
+  // skipped. Waits for names that are LOADING, and brings back what is EVICTED. ADAPTER_NOT_FOUND,
+  // REVISION_MISMATCH, ADAPTER_FAILED, ADAPTER_DISABLED, MEMORY_BUDGET_EXCEEDED (what they need
+  // together can never fit).
+  TicketPtr Acquire(std::vector<AdapterRef> refs, bool skip_disabled,
+                    Done<std::vector<AdapterHandle>> done) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Gives up waiting: the callback runs with CANCELLED unless it ran already, and a load that
+  // nobody waits for any more is dropped. No effect on a change that has begun.
   void Cancel(const TicketPtr& ticket) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Everything that Load checks, on the calling thread; changes nothing.
@@ -81,93 +111,170 @@ class AdapterRegistry {
 
   absl::StatusOr<AdapterSnapshot> Get(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // By name, bytewise. Cheap copies; costs a moment of the lock for each thousand adapters.
-  std::vector<AdapterSnapshot> List() const ABSL_LOCKS_EXCLUDED(mutex_);
+  // Takes the lock for a few hundred adapters at a time: what changes meanwhile is on the page or
+  // has an event after its sequence.
+  ListPage List(const ListQuery& query) const ABSL_LOCKS_EXCLUDED(mutex_);
+  RegistryTotals totals() const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Keys of all stored content that some revision is read from.
+  std::set<std::string> StoredKeys() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Evicts down to it as far as possible; what is in use stays.
+  void SetMemoryBudget(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   const MemoryBudget& budget() const { return *budget_; }
 
+  EventLog& events() { return events_; }
+
  private:
-  struct Job;
-  struct Draining;
+  struct Record;
+  struct Content;
+  struct State;
   struct Entry;
+  struct Job;
+  struct Restoration;
+  struct Acquisition;
+  using RecordPtr = std::shared_ptr<Record>;
   using JobPtr = std::shared_ptr<Job>;
+  using AcquisitionPtr = std::shared_ptr<Acquisition>;
   using Outcome = absl::StatusOr<LoadResult>;
   using Waiter = absl::AnyInvocable<void(const Outcome&)>;
   using WaitingList = std::list<std::pair<TicketPtr, Waiter>>;
+  // Let go outside the lock: the last of its kind frees memory.
+  using Leases = std::vector<LeasePtr>;
 
-  // One attempt each; a waiter on a running load makes the next.
-  void TryLoad(LoadRequest request, Done<LoadResult> done, const TicketPtr& ticket)
-      ABSL_LOCKS_EXCLUDED(mutex_);
-  void TryUnload(UnloadRequest request, Done<UnloadResult> done, const TicketPtr& ticket)
-      ABSL_LOCKS_EXCLUDED(mutex_);
-  void TryAcquire(std::vector<AdapterRef> refs, Done<std::vector<AdapterHandle>> done,
-                  const TicketPtr& ticket) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Snapshots (adapter_registry.cc).
+  AdapterSnapshot SnapshotOf(const Entry& entry) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void AddEvent(AdapterEventType type, const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static bool Matches(const Entry& entry, const ListQuery& query);
+  static AdapterState StateOf(const Entry& entry);
 
-  // `list` is one of the job's.
+  // Which content is in memory (residency.cc).
+  void Attach(Record& record, std::shared_ptr<const LoadedAdapter> loaded,
+              std::shared_ptr<const AdapterManifest> manifest)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  LeasePtr Detach(Record& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Touch(Record& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static bool Keeps(const Content& content);
+  std::vector<Content*> PlanEviction(int64_t missing, const Entry* spare) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  bool Evict(int64_t missing, const Entry* spare, std::vector<std::string>* names)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<Reservation> ReserveFor(int64_t bytes, const Entry* spare,
+                                         std::vector<std::string>* evicted)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  int64_t BytesThatStay() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  // Changes of one name, one after the other (changes.cc).
+  // What the adapter becomes; nullopt: it is that already.
+  using Change = absl::AnyInvocable<absl::StatusOr<std::optional<State>>(const Entry&)>;
   void Wait(const JobPtr& job, WaitingList& list, const TicketPtr& ticket, Waiter waiter)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<Entry> Remove(const UnloadRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  JobPtr FirstLoadOf(const std::vector<AdapterRef>& refs) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<std::vector<AdapterHandle>> TakeHandles(const std::vector<AdapterRef>& refs) const
-      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  AdapterSnapshot SnapshotOf(const Entry& entry) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void TryChange(std::string name, Change change, AdapterEventType event,
+                 Done<AdapterSnapshot> done, const TicketPtr& ticket) ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunChange(const JobPtr& job, const std::string& name, Change change, AdapterEventType event,
+                 Done<AdapterSnapshot> done) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status WriteDown(const std::string& name, AdapterOwner owner, const State& state)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void Apply(Entry& entry, State next, AdapterEventType event, Leases& dropped)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Retire(Entry& entry, Record& record, Leases& dropped) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string NextEtag() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropUnkept(State& state) const;
+  void TryUnload(UnloadRequest request, Done<UnloadResult> done, const TicketPtr& ticket)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  static absl::Status CheckUnload(const Entry& entry, const UnloadRequest& request);
+  void RunUnload(const JobPtr& job, const UnloadRequest& request, Done<UnloadResult> done)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void EndJob(const JobPtr& job, const std::string& name, const Outcome& outcome)
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   // The life of one load, on an I/O thread (load_job.cc).
-  void Run(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
-  Outcome Execute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
-  Outcome GuardedExecute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
-  // What serves under a name now.
-  struct Current {
-    std::shared_ptr<const LoadedAdapter> loaded;
-    LoadRequest request;
-    SourceIdentity identity;
-    absl::Time opened_at;
-    std::string weights_sha256;
-  };
-  // What a load makes of its name. Without `loaded` only the options change.
-  struct Published {
-    std::shared_ptr<const LoadedAdapter> loaded;
-    SourceIdentity identity;
-    absl::Time opened_at;
-    std::string weights_sha256;  // empty: not known yet
-    std::vector<std::string> warnings;
-    std::string replaced_revision;
-  };
-  std::optional<Current> CurrentOf(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<ContentDigest> DigestOf(const Current& current, const Job& job,
-                                         AdapterReader& reader) const;
-  static bool SameBase(const Current& current, const LoadRequest& request,
-                       const AdapterReader& reader);
-  Outcome AlreadyLoaded(const Job& job) const ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<std::shared_ptr<const LoadedAdapter>> ReadAndPack(const Job& job,
-                                                                   AdapterReader& reader,
-                                                                   ProblemList& problems,
-                                                                   Published& published)
+  struct Loaded;
+  void TryLoad(LoadRequest request, Done<LoadResult> done, const TicketPtr& ticket)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  void Run(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  Outcome GuardedExecute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
+  Outcome Execute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
+  LoadedState CurrentOf(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<ContentDigest> DigestOf(const LoadedState& current, const Job& job,
+                                         AdapterReader& reader) const;
+  Outcome Described(const Job& job, LoadResult result) const ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<Loaded> ReadAndPack(Job& job, AdapterReader& reader, ProblemList& problems,
+                                     std::vector<std::string>& evicted) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status ClaimPublicId(Job& job, const AdapterManifest& manifest) ABSL_LOCKS_EXCLUDED(mutex_);
   // ADAPTER_EXISTS when `id` belongs to another name.
   absl::Status CheckPublicId(const std::string& id, const std::string& name) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  absl::Status Publish(Job& job, Published& published) ABSL_LOCKS_EXCLUDED(mutex_);
+  RecordPtr NewRecord(const Job& job, const AdapterReader& reader, const Loaded& loaded,
+                      std::vector<std::string> warnings, absl::Time opened_at);
+  // `loaded` is null when only options change; `record` then too.
+  absl::Status Publish(Job& job, const RecordPtr& record, const Loaded* loaded, LoadResult& result)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  State NextState(const Entry& entry, const Job& job, const RecordPtr& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WakeUsers(Job& job) ABSL_LOCKS_EXCLUDED(mutex_);
-  Outcome Described(const Job& job, AdapterReader& reader, const Published& published)
+  void AddFileDigest(const Job& job, AdapterReader& reader) ABSL_LOCKS_EXCLUDED(mutex_);
+  void KeepFailure(const Job& job, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Without loading (validate.cc).
+  bool Fits(const std::string& name, int64_t bytes, std::vector<std::string>& would_evict) const
       ABSL_LOCKS_EXCLUDED(mutex_);
   bool ValidateName(const LoadRequest& request, const ContentDigest& digest, AdapterReader& reader,
                     ProblemList& problems) const ABSL_LOCKS_EXCLUDED(mutex_);
-  void Finish(const JobPtr& job, const Outcome& outcome) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Handles (acquire.cc).
+  struct Use;
+  enum class Disabled { kRefuse, kSkip, kTake };
+  void TryAcquire(const AcquisitionPtr& acquisition) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Resolve(const AcquisitionPtr& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<Use> FindUse(const AdapterRef& ref, Disabled disabled, JobPtr& first_load) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  static absl::StatusOr<RecordPtr> FindRevision(const AdapterRef& ref, const Entry& entry);
+  void Grant(Acquisition& acquisition, const std::vector<Use>& uses)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool StandInLine(const AcquisitionPtr& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LeaveLine(Acquisition& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void BringBack(const AcquisitionPtr& acquisition, const std::set<RecordPtr>& records)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StopWaiting(const AcquisitionPtr& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Answer(const AcquisitionPtr& acquisition) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Evicted content that comes back (restore_job.cc).
+  void StartRestoration(const RecordPtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RunRestoration(const RecordPtr& record) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<Loaded> ReadAgain(const RevisionRecord& expected, const Cancellation& cancellation)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Park(const RecordPtr& record, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Unpark() ABSL_LOCKS_EXCLUDED(mutex_);
+  void SubmitParked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void FinishRestoration(const RecordPtr& record, absl::StatusOr<Loaded> loaded)
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   const RegistryOptions options_;
   const Kernels& kernels_;
   const AdapterOpener opener_;
   const std::shared_ptr<MemoryBudget> budget_;  // synchronises itself
   ThreadPool& io_pool_;
+  const std::shared_ptr<ReleaseSignal> signal_;  // synchronises itself
+  EventLog events_;                              // synchronises itself
 
   mutable absl::Mutex mutex_;
   std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::string, std::string> public_ids_ ABSL_GUARDED_BY(mutex_);  // id -> name
-  int64_t etag_counter_ ABSL_GUARDED_BY(mutex_) = 0;
-  int running_jobs_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // what still waits is answered CANCELLED
+  // By revision and derived digest; and the same by last use, the longest unused first.
+  absl::flat_hash_map<std::string, std::unique_ptr<Content>> contents_ ABSL_GUARDED_BY(mutex_);
+  std::list<Content*> by_use_ ABSL_GUARDED_BY(mutex_);
+  std::list<AcquisitionPtr> line_ ABSL_GUARDED_BY(mutex_);  // see Acquisition
+  std::vector<RecordPtr> parked_ ABSL_GUARDED_BY(mutex_);   // restorations that wait for memory
+  mutable ThrashGuard thrash_guard_ ABSL_GUARDED_BY(mutex_);
+  bool is_thrashing_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t etag_counter_ ABSL_GUARDED_BY(mutex_);   // begins at random: etags of two runs differ
+  int64_t resident_ ABSL_GUARDED_BY(mutex_) = 0;    // adapters whose current revision is in memory
+  int64_t parameters_ ABSL_GUARDED_BY(mutex_) = 0;  // of all current revisions
+  int running_ ABSL_GUARDED_BY(mutex_) = 0;         // jobs and restorations
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;   // what still waits is answered CANCELLED
+
+  ThreadPool changes_;  // last: its jobs use all of the above; short, but for the journal's disk
 };
 
 }  // namespace adapterd

@@ -30,6 +30,10 @@ int64_t ExtrasBytes(const ModuleInfo& module) {
   return bytes;
 }
 
+// What the last destructor on this thread gave back. Whoever lets go of a share cannot ask the
+// object whether it was the last, nor its count: others let go at the same moment.
+thread_local int64_t freed_here = 0;
+
 }  // namespace
 
 ComputeType FirstForm(const Kernels& kernels, const ModuleInfo& module) {
@@ -74,16 +78,17 @@ LoadedAdapter::LoadedAdapter(const Kernels& kernels, std::shared_ptr<MemoryBudge
 }
 
 LoadedAdapter::~LoadedAdapter() {
-  std::vector<FreedCallback> callbacks;
-  {
-    absl::MutexLock lock(&mutex_);
-    callbacks.swap(on_freed_);
-    slots_.clear();
-    extras_.clear();
-    reservations_.clear();  // only now: the budget must never promise bytes that are still held
-  }
-  const int64_t freed = memory_bytes_.load(std::memory_order_relaxed);
-  for (FreedCallback& callback : callbacks) callback(freed);
+  absl::MutexLock lock(&mutex_);
+  slots_.clear();
+  extras_.clear();
+  reservations_.clear();  // only now: the budget must never promise bytes that are still held
+  freed_here = memory_bytes_.load(std::memory_order_relaxed);
+}
+
+int64_t LoadedAdapter::LetGo(std::shared_ptr<const LoadedAdapter> share) {
+  freed_here = 0;
+  share.reset();
+  return freed_here;
 }
 
 void LoadedAdapter::Publish(Slot& slot, std::unique_ptr<const PackedPair> packed) {
@@ -123,11 +128,6 @@ absl::StatusOr<const PackedPair*> LoadedAdapter::Pair(size_t module, int64_t pai
   reservations_.push_back(std::move(reservation));
   memory_bytes_.fetch_add(bytes, std::memory_order_relaxed);
   return slot.ready[form].load(std::memory_order_acquire);
-}
-
-void LoadedAdapter::OnFreed(FreedCallback callback) const {
-  absl::MutexLock lock(&mutex_);
-  on_freed_.push_back(std::move(callback));
 }
 
 }  // namespace adapterd

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "core/adapter/adapter.h"
@@ -61,6 +60,7 @@ class LoadedAdapter {
   // For listings, which outlive the weights.
   const std::shared_ptr<const AdapterManifest>& shared_manifest() const { return manifest_; }
   const std::string& revision() const { return revision_; }
+  const std::string& derived_digest() const { return derived_digest_; }  // RevisionRecord's
   const ModuleExtras& extras(size_t module) const { return extras_[module]; }
 
   // A pair of the module for inputs of `input`'s dtype (token ids of embeddings: any). The first
@@ -76,10 +76,8 @@ class LoadedAdapter {
   // All that is reserved for it now.
   int64_t memory_bytes() const { return memory_bytes_.load(std::memory_order_relaxed); }
 
-  // `callback` runs after weights and reservation are gone, with the bytes given back, on the
-  // thread that let go last. It must be quick and must not touch this object.
-  using FreedCallback = absl::AnyInvocable<void(int64_t freed_bytes)>;
-  void OnFreed(FreedCallback callback) const ABSL_LOCKS_EXCLUDED(mutex_);
+  // Drops one share. Returns the bytes that this gave back: 0 unless it was the last.
+  static int64_t LetGo(std::shared_ptr<const LoadedAdapter> share);
 
  private:
   friend class AdapterBuilder;
@@ -104,6 +102,7 @@ class LoadedAdapter {
   const std::shared_ptr<const AdapterManifest> manifest_;
   // Written by the builder, constant from then on until the destructor.
   std::string revision_;
+  std::string derived_digest_;
   std::vector<ModuleExtras> extras_;  // one a module
 
   mutable std::atomic<int64_t> memory_bytes_;
@@ -112,7 +111,6 @@ class LoadedAdapter {
 
   mutable absl::Mutex mutex_;
   mutable std::vector<Reservation> reservations_ ABSL_GUARDED_BY(mutex_);
-  mutable std::vector<FreedCallback> on_freed_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Inputs most often come in the dtype that the adapter was trained in, which is A's.

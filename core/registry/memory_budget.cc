@@ -24,8 +24,9 @@ std::shared_ptr<MemoryBudget> MemoryBudget::Create(int64_t limit_bytes) {
   return std::shared_ptr<MemoryBudget>(new MemoryBudget(limit_bytes));
 }
 
-absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes) {
+absl::StatusOr<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
   int64_t used;
+  int64_t limit;
   {
     absl::MutexLock lock(&mutex_);
     if (bytes <= limit_ - used_) {
@@ -33,18 +34,46 @@ absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes) {
       return Reservation(shared_from_this(), bytes);
     }
     used = used_;
+    limit = limit_;
   }
   return Error(Reason::kMemoryBudgetExceeded,
                fmt::format("{} bytes are needed, but {} of the budget of {} bytes are in use",
-                           bytes, used, limit_))
+                           bytes, used, limit))
       .With("needed_bytes", bytes)
       .With("used_bytes", used)
-      .With("budget_bytes", limit_);
+      .With("budget_bytes", limit);
 }
 
-bool MemoryBudget::Fits(int64_t bytes) const {
+absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes) {
+  while (true) {
+    absl::StatusOr<Reservation> reservation = TryReserve(bytes);
+    if (reservation.ok()) return reservation;
+    std::shared_ptr<const Reclaimer> reclaim;
+    int64_t missing;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (bytes > limit_) return reservation;  // whatever goes
+      reclaim = reclaim_;
+      missing = bytes - (limit_ - used_);
+    }
+    if (reclaim == nullptr || !(*reclaim)(missing)) return reservation;
+  }
+}
+
+void MemoryBudget::Attach(Reclaimer reclaim, std::function<void()> freed) {
   absl::MutexLock lock(&mutex_);
-  return bytes <= limit_ - used_;
+  reclaim_ = reclaim ? std::make_shared<const Reclaimer>(std::move(reclaim)) : nullptr;
+  freed_ = freed ? std::make_shared<const std::function<void()>>(std::move(freed)) : nullptr;
+}
+
+void MemoryBudget::SetLimit(int64_t limit_bytes) {
+  absl::MutexLock lock(&mutex_);
+  limit_ = limit_bytes;
+}
+
+int64_t MemoryBudget::limit() const {
+  absl::MutexLock lock(&mutex_);
+  return limit_;
 }
 
 int64_t MemoryBudget::used() const {
@@ -53,8 +82,13 @@ int64_t MemoryBudget::used() const {
 }
 
 void MemoryBudget::GiveBack(int64_t bytes) {
-  absl::MutexLock lock(&mutex_);
-  used_ -= bytes;
+  std::shared_ptr<const std::function<void()>> freed;
+  {
+    absl::MutexLock lock(&mutex_);
+    used_ -= bytes;
+    freed = freed_;
+  }
+  if (freed != nullptr) (*freed)();
 }
 
 }  // namespace adapterd

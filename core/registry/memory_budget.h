@@ -3,6 +3,7 @@
 #define ADAPTERD_CORE_REGISTRY_MEMORY_BUDGET_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -35,19 +36,29 @@ class Reservation {
   int64_t bytes_ = 0;
 };
 
-// Any thread may call any method. Reserve before allocating: used() never exceeds limit().
+// Any thread may call any method. Reserve before allocating: used() never exceeds limit(), except
+// after the limit was lowered.
 class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
  public:
+  // Frees something when a reservation lacks `missing` bytes; false when there is nothing to free.
+  using Reclaimer = std::function<bool(int64_t missing)>;
+
   static std::shared_ptr<MemoryBudget> Create(int64_t limit_bytes);
 
-  // MEMORY_BUDGET_EXCEEDED with needed_bytes, used_bytes and budget_bytes when it does not fit.
-  // REQUIRES: bytes >= 0.
+  // Asks the reclaimer for room as long as that helps. MEMORY_BUDGET_EXCEEDED with needed_bytes,
+  // used_bytes and budget_bytes when it does not fit. REQUIRES: bytes >= 0.
   absl::StatusOr<Reservation> Reserve(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Whether Reserve would succeed now.
-  bool Fits(int64_t bytes) const ABSL_LOCKS_EXCLUDED(mutex_);
+  // The same without asking anybody.
+  absl::StatusOr<Reservation> TryReserve(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  int64_t limit() const { return limit_; }
+  // `reclaim` runs on the thread that reserves, under no lock of this class; `freed` after bytes
+  // came back. Both must be there before other threads are, and until Detach.
+  void Attach(Reclaimer reclaim, std::function<void()> freed) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Detach() ABSL_LOCKS_EXCLUDED(mutex_) { Attach(nullptr, nullptr); }
+
+  void SetLimit(int64_t limit_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  int64_t limit() const ABSL_LOCKS_EXCLUDED(mutex_);
   int64_t used() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
@@ -55,9 +66,11 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   explicit MemoryBudget(int64_t limit_bytes) : limit_(limit_bytes) {}
   void GiveBack(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  const int64_t limit_;
   mutable absl::Mutex mutex_;
+  int64_t limit_ ABSL_GUARDED_BY(mutex_);
   int64_t used_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<const Reclaimer> reclaim_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const std::function<void()>> freed_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace adapterd

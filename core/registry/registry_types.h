@@ -127,6 +127,7 @@ struct RegistryTotals {
   int64_t memory_bytes = 0;
   int64_t budget_bytes = 0;
   int64_t parameters = 0;
+  bool thrashing = false;  // ThrashGuard
 };
 
 struct AdapterRef {

@@ -1,0 +1,219 @@
+// How requests get their handles: at once when all is in memory, else when it has come back.
+#include <algorithm>
+#include <atomic>
+
+#include "core/base/status_macros.h"
+#include "core/registry/adapter_registry.h"
+#include "core/registry/registry_state.h"
+
+namespace adapterd {
+namespace {
+
+absl::Status CannotServe(const std::string& name, const absl::Status& error) {
+  return Error(Reason::kAdapterFailed,
+               fmt::format("adapter \"{}\" cannot serve: {}", name, std::string(error.message())))
+      .With("adapter", name);
+}
+
+absl::Status IsDisabled(const std::string& name) {
+  return Error(Reason::kAdapterDisabled, fmt::format("adapter \"{}\" is disabled", name))
+      .With("adapter", name);
+}
+
+}  // namespace
+
+AdapterRegistry::TicketPtr AdapterRegistry::Acquire(std::vector<AdapterRef> refs,
+                                                    bool skip_disabled,
+                                                    Done<std::vector<AdapterHandle>> done) {
+  auto acquisition = std::make_shared<Acquisition>();
+  acquisition->refs = std::move(refs);
+  acquisition->disabled = skip_disabled ? Disabled::kSkip : Disabled::kRefuse;
+  acquisition->done = std::move(done);
+  const auto ticket = acquisition->ticket = std::make_shared<Ticket>();
+  ticket->acquisition = acquisition;
+  TryAcquire(acquisition);
+  return ticket;
+}
+
+void AdapterRegistry::TryAcquire(const AcquisitionPtr& acquisition) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!acquisition->answer) Resolve(acquisition);
+    if (!acquisition->answer) return;
+  }
+  Answer(acquisition);
+}
+
+absl::StatusOr<AdapterRegistry::RecordPtr> AdapterRegistry::FindRevision(const AdapterRef& ref,
+                                                                         const Entry& entry) {
+  std::string revision = ref.revision;
+  if (!ref.alias.empty()) {
+    const auto alias = entry.state.aliases.find(ref.alias);
+    if (alias == entry.state.aliases.end()) {
+      return Error(Reason::kAdapterNotFound,
+                   fmt::format("adapter \"{}\" has no alias \"{}\"", ref.name, ref.alias))
+          .With("adapter", ref.name);
+    }
+    if (!revision.empty() && revision != alias->second) {
+      return RevisionMismatch(ref.name + "@" + ref.alias, revision, alias->second);
+    }
+    revision = alias->second;
+  }
+  if (revision.empty()) return entry.state.current;
+  const RecordPtr* record = entry.state.Find(revision);
+  if (record == nullptr) {
+    return RevisionMismatch(ref.name, revision, entry.state.current->info->revision);
+  }
+  return *record;
+}
+
+absl::StatusOr<AdapterRegistry::Use> AdapterRegistry::FindUse(const AdapterRef& ref,
+                                                              Disabled disabled,
+                                                              JobPtr& first_load) const {
+  const auto it = entries_.find(ref.name);
+  if (it == entries_.end()) return NotFound(ref.name);
+  const Entry& entry = it->second;
+  if (entry.state.current == nullptr) {
+    if (entry.job == nullptr) return CannotServe(ref.name, entry.failure);
+    first_load = entry.job;
+    return Use();
+  }
+  if (!entry.state.enabled && disabled != Disabled::kTake) {
+    if (disabled == Disabled::kRefuse) return IsDisabled(ref.name);
+    return Use();
+  }
+  ASSIGN_OR_RETURN(RecordPtr record, FindRevision(ref, entry));
+  if (!record->error.ok()) return CannotServe(ref.name, record->error);
+  return Use{std::move(record), entry.usage};
+}
+
+// Looks at all refs anew: what they mean may have changed while it waited. Leaves an answer, or
+// something that it waits for.
+void AdapterRegistry::Resolve(const AcquisitionPtr& acquisition) {
+  Acquisition& a = *acquisition;
+  if (a.ticket->cancelled || stopping_) {
+    a.answer = GaveUp();
+    return;
+  }
+  std::vector<Use> uses;
+  for (const AdapterRef& ref : a.refs) {
+    JobPtr first_load;
+    absl::StatusOr<Use> use = FindUse(ref, a.disabled, first_load);
+    if (!use.ok()) {
+      a.answer = use.status();
+      return;
+    }
+    if (first_load != nullptr) {
+      LeaveLine(a);
+      Wait(first_load, first_load->ready_waiters, a.ticket,
+           [this, acquisition](const Outcome&) { TryAcquire(acquisition); });
+      return;
+    }
+    uses.push_back(*std::move(use));
+  }
+  std::set<RecordPtr> distinct;
+  bool all_here = true;
+  for (const Use& use : uses) {
+    if (use.record == nullptr) continue;
+    distinct.insert(use.record);
+    all_here = all_here && use.record->lease != nullptr;
+  }
+  if (all_here) {
+    Grant(a, uses);
+  } else if (distinct.size() == 1 || StandInLine(acquisition)) {
+    BringBack(acquisition, distinct);
+  }
+}
+
+void AdapterRegistry::Grant(Acquisition& acquisition, const std::vector<Use>& uses) {
+  std::vector<AdapterHandle> handles;
+  handles.reserve(uses.size());
+  for (const Use& use : uses) {
+    if (use.record == nullptr) {
+      handles.emplace_back();
+      continue;
+    }
+    Touch(*use.record);
+    handles.emplace_back(use.record->lease, use.usage, signal_);
+  }
+  acquisition.answer = std::move(handles);
+}
+
+bool AdapterRegistry::StandInLine(const AcquisitionPtr& acquisition) {
+  if (!acquisition->in_line) line_.push_back(acquisition);
+  acquisition->in_line = true;
+  return line_.front() == acquisition;
+}
+
+void AdapterRegistry::LeaveLine(Acquisition& acquisition) {
+  if (!acquisition.in_line) return;
+  acquisition.in_line = false;
+  const bool was_first = line_.front().get() == &acquisition;
+  line_.remove_if([&](const AcquisitionPtr& waiting) { return waiting.get() == &acquisition; });
+  if (was_first && !line_.empty()) {
+    changes_.Submit([this, next = line_.front()] { TryAcquire(next); });
+  }
+}
+
+void AdapterRegistry::BringBack(const AcquisitionPtr& acquisition,
+                                const std::set<RecordPtr>& records) {
+  int64_t needed = 0;
+  std::set<std::string> contents;  // equal content of two names is needed once
+  for (const RecordPtr& record : records) {
+    const bool is_new =
+        contents.insert(record->info->revision + record->info->derived_digest).second;
+    if (is_new) needed += record->info->memory_bytes;
+  }
+  if (const int64_t limit = budget_->limit(); needed > limit) {
+    acquisition->answer =
+        Error(Reason::kMemoryBudgetExceeded,
+              fmt::format("the request's adapters need {} bytes together, the budget has {}",
+                          needed, limit))
+            .With("needed_bytes", needed)
+            .With("used_bytes", budget_->used())
+            .With("budget_bytes", limit);
+    return;
+  }
+  for (const RecordPtr& record : records) {
+    if (record->lease != nullptr) {
+      acquisition->gathered.push_back(record->lease);
+      continue;
+    }
+    StartRestoration(record);
+    if (!acquisition->missing.insert(record).second) continue;  // it waits for this one already
+    record->restoration->waiters.push_back(acquisition);
+  }
+}
+
+// Whatever an answered acquisition still waits for need not be done for it.
+void AdapterRegistry::StopWaiting(const AcquisitionPtr& acquisition) {
+  bool is_dropped = false;
+  for (const RecordPtr& record : acquisition->missing) {
+    if (record->restoration == nullptr) continue;
+    std::erase(record->restoration->waiters, acquisition);
+    if (!record->restoration->waiters.empty()) continue;
+    record->restoration->cancellation.Cancel();
+    is_dropped = true;
+  }
+  acquisition->missing.clear();
+  if (is_dropped) SubmitParked();
+  LeaveLine(*acquisition);
+}
+
+void AdapterRegistry::Answer(const AcquisitionPtr& acquisition) {
+  Leases gathered;
+  Done<std::vector<AdapterHandle>> done;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!acquisition->done) return;
+    std::swap(done, acquisition->done);
+    gathered.swap(acquisition->gathered);
+    StopWaiting(acquisition);
+  }
+  const bool held = !gathered.empty();
+  gathered.clear();
+  if (held) signal_->Released();
+  done(*std::move(acquisition->answer));
+}
+
+}  // namespace adapterd

@@ -1,0 +1,161 @@
+// Which content is in memory, and what goes when room is needed.
+#include <algorithm>
+
+#include "core/base/status_macros.h"
+#include "core/registry/adapter_registry.h"
+#include "core/registry/registry_state.h"
+
+namespace adapterd {
+namespace {
+
+// Of the contents that could go, this many of the longest unused are weighed against each other.
+constexpr size_t kCandidates = 8;
+
+// What reading it again costs, in times of reading an adapter alone: with a base model, DoRA's
+// norms take a pass over the base.
+constexpr double kBaseCost = 4;
+
+std::string KeyOf(const RevisionRecord& info) { return info.revision + info.derived_digest; }
+
+double ReloadCost(const RevisionRecord& info) {
+  return info.source.base_checkpoint.empty() ? 1 : kBaseCost;
+}
+
+}  // namespace
+
+void AdapterRegistry::Attach(Record& record, std::shared_ptr<const LoadedAdapter> loaded,
+                             std::shared_ptr<const AdapterManifest> manifest) {
+  std::unique_ptr<Content>& slot = contents_[KeyOf(*record.info)];
+  if (slot == nullptr) {
+    slot = std::make_unique<Content>();
+    slot->key = KeyOf(*record.info);
+    slot->place = by_use_.insert(by_use_.end(), slot.get());
+  } else {
+    loaded = slot->records.front()->lease->loaded();
+  }
+  slot->records.push_back(&record);
+  record.content = slot.get();
+  record.lease = std::make_shared<const AdapterLease>(std::move(loaded), std::move(manifest));
+  record.error = absl::OkStatus();
+  Touch(record);
+  if (record.IsCurrent()) ++resident_;
+}
+
+LeasePtr AdapterRegistry::Detach(Record& record) {
+  Content& content = *record.content;
+  std::erase(content.records, &record);
+  if (content.records.empty()) {
+    by_use_.erase(content.place);
+    contents_.erase(std::string(content.key));
+  }
+  record.content = nullptr;
+  if (record.IsCurrent()) --resident_;
+  return std::move(record.lease);
+}
+
+void AdapterRegistry::Touch(Record& record) {
+  record.content->last_use = absl::Now();
+  by_use_.splice(by_use_.end(), by_use_, record.content->place);
+}
+
+// Whether it could not come back, or is not meant to go.
+bool AdapterRegistry::Keeps(const Content& content) {
+  return std::any_of(content.records.begin(), content.records.end(), [](const Record* record) {
+    if (!record->reloadable) return true;
+    const State& state = record->entry->state;
+    if (record->IsCurrent()) return state.pinned;
+    // A source holds the newest revision that came from it, not those before.
+    if (state.current->info->source == record->info->source) return true;
+    for (const RecordPtr& newer : state.kept) {
+      if (newer.get() == record) break;
+      if (newer->info->source == record->info->source) return true;
+    }
+    return false;
+  });
+}
+
+int64_t AdapterRegistry::BytesThatStay() const {
+  int64_t bytes = 0;
+  for (const Content* content : by_use_) {
+    if (Keeps(*content)) bytes += content->loaded().memory_bytes();
+  }
+  return bytes;
+}
+
+// Enough to free `missing` bytes, or nothing. What belongs to `spare` only goes when all else is
+// not enough.
+std::vector<AdapterRegistry::Content*> AdapterRegistry::PlanEviction(int64_t missing,
+                                                                     const Entry* spare) const {
+  std::vector<Content*> candidates;
+  std::vector<Content*> spared;
+  int64_t available = 0;
+  for (Content* content : by_use_) {
+    const bool in_use =
+        std::any_of(content->records.begin(), content->records.end(),
+                    [](const Record* record) { return record->lease.use_count() > 1; });
+    if (in_use || Keeps(*content)) continue;
+    const bool is_spared = std::any_of(content->records.begin(), content->records.end(),
+                                       [&](const Record* r) { return r->entry == spare; });
+    (is_spared ? spared : candidates).push_back(content);
+    if (!is_spared) available += content->loaded().memory_bytes();
+    if (available >= missing && candidates.size() >= kCandidates) break;
+  }
+  const absl::Time now = absl::Now();
+  const auto score = [now](const Content* content) {
+    return absl::ToDoubleSeconds(now - content->last_use) /
+           ReloadCost(*content->records.front()->info);
+  };
+  std::vector<Content*> plan;
+  while (missing > 0 && !(candidates.empty() && spared.empty())) {
+    std::vector<Content*>& from = candidates.empty() ? spared : candidates;
+    const auto end = from.begin() + static_cast<int64_t>(std::min(from.size(), kCandidates));
+    const auto best = std::max_element(
+        from.begin(), end, [&](const auto* a, const auto* b) { return score(a) < score(b); });
+    missing -= (*best)->loaded().memory_bytes();
+    plan.push_back(*best);
+    from.erase(best);
+  }
+  if (missing > 0) plan.clear();
+  return plan;
+}
+
+bool AdapterRegistry::Evict(int64_t missing, const Entry* spare, std::vector<std::string>* names) {
+  Leases dropped;
+  std::vector<std::string> evicted;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (Content* content : PlanEviction(missing, spare)) {
+      for (Record* record : std::vector<Record*>(content->records)) {
+        dropped.push_back(Detach(*record));
+        evicted.push_back(record->entry->name);
+        if (record->IsCurrent()) AddEvent(AdapterEventType::kEvicted, *record->entry);
+      }
+    }
+  }
+  if (dropped.empty()) return false;
+  dropped.clear();
+  for (const std::string& name : evicted) {
+    if (options_.on_evict) options_.on_evict(name);
+  }
+  if (names != nullptr) names->insert(names->end(), evicted.begin(), evicted.end());
+  return true;
+}
+
+absl::StatusOr<Reservation> AdapterRegistry::ReserveFor(int64_t bytes, const Entry* spare,
+                                                        std::vector<std::string>* evicted) {
+  while (true) {
+    absl::StatusOr<Reservation> reservation = budget_->TryReserve(bytes);
+    if (reservation.ok() || bytes > budget_->limit()) return reservation;
+    const int64_t missing = bytes - (budget_->limit() - budget_->used());
+    if (missing > 0 && !Evict(missing, spare, evicted)) return reservation;
+  }
+}
+
+void AdapterRegistry::SetMemoryBudget(int64_t bytes) {
+  budget_->SetLimit(bytes);
+  while (budget_->used() > bytes && Evict(budget_->used() - bytes, nullptr, nullptr)) {
+  }
+  Unpark();
+}
+
+}  // namespace adapterd

@@ -1,0 +1,180 @@
+// How evicted content comes back: read from its source again, and only if it is still the same.
+// On I/O threads and outside the lock, but for the short decisions that say so.
+#include <algorithm>
+#include <atomic>
+#include <new>
+
+#include "core/base/status_macros.h"
+#include "core/registry/adapter_builder.h"
+#include "core/registry/adapter_registry.h"
+#include "core/registry/registry_state.h"
+
+namespace adapterd {
+namespace {
+
+// A file that is only touched while it is read reads well the next time.
+constexpr int kMaxAttempts = 3;
+
+absl::Status IsOtherContent(const RevisionRecord& expected, const std::string& what,
+                            const std::string& actual) {
+  const bool is_stored = !expected.source.stored.empty();
+  return Error(is_stored ? Reason::kStoreCorrupt : Reason::kSourceChanged,
+               fmt::format("{} holds other content now: {} is {}",
+                           is_stored ? "the store" : "the source", what, actual))
+      .With("expected", expected.revision)
+      .With("actual", actual);
+}
+
+// Errors that say nothing about the content.
+bool MayPass(const absl::Status& status) {
+  if (status.code() == absl::StatusCode::kCancelled) return true;
+  const Reason reason = GetErrorDetails(status).reason;
+  return reason == Reason::kMemoryBudgetExceeded || reason == Reason::kSourceUnavailable;
+}
+
+}  // namespace
+
+void AdapterRegistry::StartRestoration(const RecordPtr& record) {
+  if (record->restoration != nullptr && !record->restoration->cancellation.IsCancelled()) return;
+  const bool is_running = record->restoration != nullptr;
+  record->restoration = std::make_shared<Restoration>();
+  if (is_running) return;  // the dropped one goes on as this one
+  ++running_;
+  io_pool_.Submit([this, record] { RunRestoration(record); });
+}
+
+void AdapterRegistry::RunRestoration(const RecordPtr& record) {
+  std::shared_ptr<const RevisionRecord> info;
+  Cancellation cancellation;
+  absl::StatusOr<Loaded> loaded = absl::InternalError("not read");
+  bool is_here = false;  // under another name
+  {
+    absl::MutexLock lock(&mutex_);
+    info = record->info;
+    cancellation = record->restoration->cancellation;
+    const auto same = contents_.find(info->revision + info->derived_digest);
+    if (same != contents_.end()) {
+      const LeasePtr& lease = same->second->records.front()->lease;
+      loaded = Loaded{lease->loaded(), lease->manifest(), {}};
+      is_here = true;
+    }
+  }
+  for (int attempt = 0; !is_here && attempt < kMaxAttempts; ++attempt) {
+    loaded = ReadAgain(*info, cancellation);
+    const bool again = GetErrorDetails(loaded.status()).reason == Reason::kSourceChanged;
+    if (loaded.ok() || !again) break;
+  }
+  if (!loaded.ok() && Park(record, loaded.status())) return;
+  FinishRestoration(record, std::move(loaded));
+}
+
+absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAgain(
+    const RevisionRecord& expected, const Cancellation& cancellation) try {
+  RETURN_IF_ERROR(cancellation.Check());
+  ProblemList problems;
+  std::unique_ptr<AdapterReader> reader = opener_(expected.source, problems);
+  RETURN_IF_ERROR(problems.ToStatus());
+  ASSIGN_OR_RETURN(const int64_t bytes, LoadedAdapter::BytesFor(kernels_, *reader->manifest()));
+  ASSIGN_OR_RETURN(Reservation reservation, ReserveFor(bytes, nullptr, nullptr));
+  AdapterBuilder builder(kernels_, budget_, reader->manifest(), std::move(reservation));
+  ASSIGN_OR_RETURN(std::string revision, reader->Read(io_pool_, cancellation, &builder, problems));
+  if (revision != expected.revision) return IsOtherContent(expected, "its revision", revision);
+  if (reader->base() != nullptr) {
+    RETURN_IF_ERROR(builder.BindBase(*reader->base(), io_pool_, cancellation));
+  }
+  Loaded loaded{builder.Build(std::move(revision)), reader->manifest(), {}};
+  if (loaded.adapter->derived_digest() != expected.derived_digest) {
+    return IsOtherContent(expected, "what the base model adds", loaded.adapter->derived_digest());
+  }
+  return loaded;
+} catch (const std::bad_alloc&) {
+  return Error(Reason::kMemoryBudgetExceeded, "the machine has no memory left for this adapter");
+} catch (const std::exception& exception) {
+  return absl::InternalError(exception.what());
+}
+
+// Whether it waits for memory: what stands in the way is in use, and will not be forever.
+bool AdapterRegistry::Park(const RecordPtr& record, const absl::Status& status) {
+  if (GetErrorDetails(status).reason != Reason::kMemoryBudgetExceeded) return false;
+  absl::MutexLock lock(&mutex_);
+  const int64_t bytes = record->info->memory_bytes;
+  const bool is_hopeless = bytes > budget_->limit() - BytesThatStay();
+  if (is_hopeless || stopping_ || record->restoration->cancellation.IsCancelled()) return false;
+  parked_.push_back(record);
+  signal_->Want(true);
+  // Whoever let go before it was wanted told nobody.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const int64_t missing = bytes - (budget_->limit() - budget_->used());
+  if (missing <= 0 || !PlanEviction(missing, nullptr).empty()) SubmitParked();
+  return true;
+}
+
+void AdapterRegistry::Unpark() {
+  absl::MutexLock lock(&mutex_);
+  SubmitParked();
+}
+
+void AdapterRegistry::SubmitParked() {
+  if (stopping_) return;  // the destructor has taken them
+  signal_->Want(false);
+  for (const RecordPtr& record : parked_) {
+    io_pool_.Submit([this, record] { RunRestoration(record); });
+  }
+  parked_.clear();
+}
+
+void AdapterRegistry::FinishRestoration(const RecordPtr& record, absl::StatusOr<Loaded> loaded) {
+  std::vector<AcquisitionPtr> answered;
+  LoadEvent event;
+  bool began_to_thrash = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (absl::IsCancelled(loaded.status()) && !stopping_ && !record->restoration->waiters.empty()) {
+      // Somebody else came after the last one had left.
+      io_pool_.Submit([this, record] { RunRestoration(record); });
+      return;
+    }
+    const std::shared_ptr<Restoration> restoration = std::move(record->restoration);
+    record->restoration = nullptr;
+    const absl::Time now = absl::Now();
+    event.restored = true;
+    event.duration = now - restoration->start;
+    event.status = loaded.status();
+    if (record->entry != nullptr) {
+      event.name = record->entry->name;
+      if (loaded.ok()) {
+        event.read = true;
+        Attach(*record, loaded->adapter, loaded->manifest);
+        thrash_guard_.Restored(now, record->info->memory_bytes);
+        if (record->IsCurrent()) AddEvent(AdapterEventType::kRestored, *record->entry);
+      } else if (!MayPass(loaded.status())) {
+        record->error = loaded.status();
+        if (record->IsCurrent()) AddEvent(AdapterEventType::kFailed, *record->entry);
+      }
+    }
+    const bool thrashes = thrash_guard_.Thrashes(now, budget_->limit());
+    began_to_thrash = !std::exchange(is_thrashing_, thrashes) && thrashes;
+    for (const AcquisitionPtr& waiting : restoration->waiters) {
+      waiting->missing.erase(record);
+      if (waiting->answer) continue;
+      if (record->lease != nullptr) waiting->gathered.push_back(record->lease);
+      const bool is_transient = !loaded.ok() && record->error.ok();
+      if (is_transient && record->entry != nullptr) {
+        waiting->answer = loaded.status();
+      } else if (waiting->missing.empty() || !loaded.ok()) {
+        Resolve(waiting);  // finds all there; or FAILED, or another revision
+      }
+      if (waiting->answer) answered.push_back(waiting);
+    }
+  }
+  if (options_.on_load && !event.name.empty() && !absl::IsCancelled(event.status)) {
+    options_.on_load(event);
+  }
+  if (began_to_thrash && options_.on_thrash) options_.on_thrash();
+  loaded = absl::InternalError("attached");  // equal content may have been there: this copy goes
+  for (const AcquisitionPtr& acquisition : answered) Answer(acquisition);
+  absl::MutexLock lock(&mutex_);
+  --running_;
+}
+
+}  // namespace adapterd
