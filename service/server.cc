@@ -15,8 +15,10 @@
 #include "absl/synchronization/notification.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/catalog/watched_source.h"
 #include "service/adapter_convert.h"
 #include "service/collectors.h"
+#include "service/folder_mode.h"
 #include "service/projection_plan.h"
 
 namespace adapterd {
@@ -106,11 +108,13 @@ v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels
 class Server::Parts {
  public:
   Parts(const ServerOptions& server_options, std::shared_ptr<const SourceRoots> adapters,
-        std::shared_ptr<const SourceRoots> models)
+        std::shared_ptr<const SourceRoots> models, std::shared_ptr<RenewableRoots> watched_roots)
       : options(server_options),
+        watched(std::move(watched_roots)),
         logger(options.log_format, options.log_level),
         io_pool("io", std::max(kIoThreads, options.threads), PrepareComputeThread),
-        registry(MakeRegistryOptions(), kernels, OpenFromRoots(adapters, models),
+        registry(MakeRegistryOptions(), kernels,
+                 OpenWatchedAndOthers(watched, models, OpenFromRoots(adapters, models)),
                  MemoryBudget::Create(options.memory_budget_bytes), io_pool),
         admission(options.max_inflight_bytes, metrics.inflight_bytes()),
         environment{metrics, logger, options.max_message_bytes},
@@ -126,9 +130,11 @@ class Server::Parts {
 
   absl::Status Listen();
   absl::Status LoadAll();
+  absl::Status LoadFolder();
   void SetServing(bool serving);
 
   const ServerOptions options;
+  const std::shared_ptr<RenewableRoots> watched;  // null without --watch-adapters
   Metrics metrics;
   Logger logger;
   std::atomic<bool> draining{false};
@@ -151,6 +157,7 @@ class Server::Parts {
   std::string grpc_address;
   std::string admin_address;
   std::unique_ptr<AdminServer> admin;
+  std::unique_ptr<FolderWatch> folder_watch;  // null without --watch-adapters
 
  private:
   RegistryOptions MakeRegistryOptions();
@@ -239,6 +246,15 @@ absl::Status Server::Parts::LoadAll() {
   return absl::OkStatus();
 }
 
+// An adapter of the folder that cannot be loaded is no reason not to serve the others.
+absl::Status Server::Parts::LoadFolder() {
+  if (watched == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(folder_watch,
+                   StartFolderMode(options.watch_adapters, watched, registry, logger));
+  folder_watch->AwaitFirstLoads();
+  return absl::OkStatus();
+}
+
 void Server::Parts::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* health = grpc_server->GetHealthCheckService();
   health->SetServingStatus(true);  // "": the process lives, which is all that liveness asks
@@ -260,11 +276,14 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }
   ASSIGN_OR_RETURN(SourceRoots adapters, SourceRoots::Open(options.adapter_roots));
   ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
+  ASSIGN_OR_RETURN(auto watched, OpenWatchedFolder(options.watch_adapters));
   std::unique_ptr<Server> server(new Server(
       std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(adapters)),
-                              std::make_shared<const SourceRoots>(std::move(models)))));
+                              std::make_shared<const SourceRoots>(std::move(models)),
+                              std::move(watched))));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
+  RETURN_IF_ERROR(server->parts_->LoadFolder());
   server->parts_->ready = true;
   server->parts_->SetServing(true);
   server->parts_->logger.Log(LogLevel::kInfo, "serving",
@@ -288,6 +307,7 @@ bool Server::Drain() {
   parts_->draining = true;
   parts_->SetServing(false);
   parts_->logger.Log(LogLevel::kInfo, "draining");
+  parts_->folder_watch.reset();
   absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
   parts_->environment.open_calls.Close();
   const bool clean = parts_->environment.open_calls.AwaitNone(deadline);

@@ -18,8 +18,9 @@ namespace adapterd {
 // Listens from Start on, and is ready when Start returns. Drain, then destroy.
 class Server {
  public:
-  // Opens the roots, takes the ports and loads what --load names; adapters are served while that
-  // goes on, but health and /readyz wait for it. Any failure is an error of one line.
+  // Opens the roots, takes the ports and loads what --load names and --watch-adapters holds;
+  // adapters are served while that goes on, but health and /readyz wait for it. Any failure but
+  // that of a watched adapter is an error of one line.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
   ~Server();
 

@@ -187,6 +187,8 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
             });
   flags.Repeated("load", "NAME=SOURCE", "load an adapter before serving: NAME=SOURCE; repeatable",
                  [&o](const std::string& v) { return ParseLoad(v, o); });
+  flags.Text("watch-adapters", "keep loaded what is in the folder PATH: one adapter a subfolder",
+             o.watch_adapters);
   flags.Add("drain-timeout", "a duration such as 25s",
             "how long running requests may take after SIGTERM (default 25s)",
             [&o](const std::string& v) {

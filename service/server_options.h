@@ -28,6 +28,7 @@ struct ServerOptions {
   int64_t max_inflight_bytes = 0;
   int threads = 1;                                        // compute workers
   std::vector<std::pair<std::string, std::string>> load;  // NAME, SOURCE
+  std::string watch_adapters;                             // path of a folder; empty: none
   absl::Duration drain_timeout = absl::Seconds(25);
   std::string public_id_template = "{base}:{name}";
   bool insecure = false;

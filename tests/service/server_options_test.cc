@@ -75,6 +75,8 @@ std::vector<Knob> Knobs() {
       {"max-inflight-bytes", "3GB",
        [](const O& o) { return o.max_inflight_bytes == 3'000'000'000; }},
       {"threads", "5", [](const O& o) { return o.threads == 5; }},
+      {"watch-adapters", "/adapters",
+       [](const O& o) { return o.watch_adapters == "/adapters"; }},
       {"load", "x=team:folder/x",
        [](const O& o) {
          return o.load.size() == 1 && o.load[0].first == "x" && o.load[0].second == "team:folder/x";
