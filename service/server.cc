@@ -277,10 +277,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   ASSIGN_OR_RETURN(SourceRoots adapters, SourceRoots::Open(options.adapter_roots));
   ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
   ASSIGN_OR_RETURN(auto watched, OpenWatchedFolder(options.watch_adapters));
-  std::unique_ptr<Server> server(new Server(
-      std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(adapters)),
-                              std::make_shared<const SourceRoots>(std::move(models)),
-                              std::move(watched))));
+  std::unique_ptr<Server> server(new Server(std::make_unique<Parts>(
+      options, std::make_shared<const SourceRoots>(std::move(adapters)),
+      std::make_shared<const SourceRoots>(std::move(models)), std::move(watched))));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
   RETURN_IF_ERROR(server->parts_->LoadFolder());

@@ -1,5 +1,6 @@
 #include "core/catalog/folder_sync.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -346,7 +347,7 @@ TEST_F(FolderSyncTest, TheWholeFolderMayBeASymlinkThatIsSwapped) {
 TEST_F(FolderSyncTest, SomeLoadsAtATimeUntilAllAreLoaded) {
   constexpr size_t kCount = 500;
   registry_.Hold(true);
-  for (size_t i = 0; i < kCount; ++i) Write("a" + std::to_string(i) + "/weights");
+  for (size_t i = 0; i < kCount; ++i) Write(fmt::format("a{}/weights", i));
   Sync();
   EXPECT_FALSE(sync_->settled());
   size_t ended = 0;
