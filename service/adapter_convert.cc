@@ -63,10 +63,10 @@ absl::Status CheckLabels(const google::protobuf::Map<std::string, std::string>& 
   return absl::OkStatus();
 }
 
+// All but the source.
 template <typename Request>
-absl::StatusOr<LoadRequest> ReadLoadRequest(const Request& request) {
+absl::StatusOr<LoadRequest> ReadLoadOptions(const Request& request) {
   RETURN_IF_ERROR(CheckAdapterName(request.name(), "name"));
-  if (request.source().empty()) return Invalid("source", "a path below an adapter root", "");
   if (!request.hosted_base().empty()) return NotImplemented("hosted_base");
   if (request.has_head_counts()) return NotImplemented("head_counts");
   if (!request.expected_digest().empty() && !IsDigest(request.expected_digest())) {
@@ -75,11 +75,19 @@ absl::StatusOr<LoadRequest> ReadLoadRequest(const Request& request) {
   RETURN_IF_ERROR(CheckLabels(request.labels()));
   LoadRequest load;
   load.name = request.name();
-  load.source = {request.source(), request.base_model(), request.base_checkpoint()};
+  load.source = {"", request.base_model(), request.base_checkpoint()};
   load.expected_digest = request.expected_digest();
   load.pinned = request.pinned();
   load.labels = Labels(request.labels().begin(), request.labels().end());
   load.replace = request.replace();
+  return load;
+}
+
+template <typename Request>
+absl::StatusOr<LoadRequest> ReadLoadRequest(const Request& request) {
+  ASSIGN_OR_RETURN(LoadRequest load, ReadLoadOptions(request));
+  if (request.source().empty()) return Invalid("source", "a path below an adapter root", "");
+  load.source.source = request.source();
   return load;
 }
 
@@ -193,6 +201,10 @@ absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::LoadAdapterRequest& r
 
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::ValidateAdapterRequest& request) {
   return ReadLoadRequest(request);
+}
+
+absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::UploadStart& start) {
+  return ReadLoadOptions(start);
 }
 
 v1::AdapterState ToProto(AdapterState state) {

@@ -36,6 +36,8 @@ absl::StatusOr<ModuleSelector> SelectorFromProto(const v1::ModuleSelector& selec
 // NOT_IMPLEMENTED for a field of the message that nothing serves yet.
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::LoadAdapterRequest& request);
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::ValidateAdapterRequest& request);
+// The same but the source, which is what is uploaded.
+absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::UploadStart& start);
 
 // FULL fills `modules`: all, or those at `only` when given.
 void ToProto(const AdapterSnapshot& snapshot, v1::AdapterView view, v1::Adapter& out,

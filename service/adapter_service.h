@@ -1,4 +1,4 @@
-// The control plane: LoadAdapter, ValidateAdapter, GetAdapter, ListAdapters, UnloadAdapter,
+// The control plane: LoadAdapter, UploadAdapter, ValidateAdapter, GetAdapter, ListAdapters, UnloadAdapter,
 // GetServerInfo.
 #ifndef ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
 #define ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
@@ -7,7 +7,9 @@
 
 #include "adapterd/v1/adapter_service.grpc.pb.h"
 #include "core/base/thread_pool.h"
+#include "core/catalog/content_store.h"
 #include "core/registry/adapter_registry.h"
+#include "service/content_collector.h"
 #include "service/rpc_call.h"
 
 namespace adapterd {
@@ -21,6 +23,9 @@ struct ControlPlane {
   ThreadPool& export_pool;                // writes exports; waits for clients
   const v1::GetServerInfoResponse& info;  // constant
   const std::atomic<bool>& draining;
+  ContentStore* content;  // of uploads; null: there is no folder to write to
+  ContentCollector& collector;
+  const int64_t max_upload_bytes;
 };
 
 // Handlers run on gRPC's threads and only check and hand over.
@@ -31,6 +36,8 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   grpc::ServerUnaryReactor* LoadAdapter(grpc::CallbackServerContext* context,
                                         const v1::LoadAdapterRequest* request,
                                         v1::LoadAdapterResponse* response) override;
+  grpc::ServerReadReactor<v1::UploadAdapterRequest>* UploadAdapter(
+      grpc::CallbackServerContext* context, v1::UploadAdapterResponse* response) override;
   grpc::ServerUnaryReactor* ValidateAdapter(grpc::CallbackServerContext* context,
                                             const v1::ValidateAdapterRequest* request,
                                             v1::ValidateAdapterResponse* response) override;
@@ -58,6 +65,7 @@ class AdapterService final : public v1::AdapterService::CallbackService {
 
   ControlPlane& plane_;
   RpcMetrics& load_;
+  RpcMetrics& upload_;
   RpcMetrics& validate_;
   RpcMetrics& get_;
   RpcMetrics& list_;
