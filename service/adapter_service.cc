@@ -164,8 +164,8 @@ grpc::ServerUnaryReactor* AdapterService::ListAdapters(grpc::CallbackServerConte
   plane_.control_pool.Submit([this, call, request, response] {
     call->Run(*response, [&]() -> absl::Status {
       ASSIGN_OR_RETURN(const ListingPage page, ReadListing(*request));
-      FillListing(page, plane_.registry.List(page.query), plane_.registry.totals(),
-                  request->view(), *response);
+      FillListing(page, plane_.registry.List(page.query), plane_.registry.totals(), request->view(),
+                  *response);
       return absl::OkStatus();
     });
   });
@@ -262,6 +262,7 @@ grpc::ServerUnaryReactor* AdapterService::GetServerInfo(grpc::CallbackServerCont
   auto call = Start(info_, context, *request);
   if (call->answered()) return call.get();
   *response = plane_.info;
+  response->set_memory_budget_bytes(plane_.registry.budget().limit());
   if (call->Claim()) call->Answer(absl::OkStatus(), response);
   return call.get();
 }

@@ -151,11 +151,22 @@ std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
                                    "Bytes that adapters may hold together.", MetricType::Gauge)
                          .Add(static_cast<double>(registry.budget().limit()))
                          .Build());
+  families.push_back(
+      FamilyBuilder("adapterd_thrashing",
+                    "1 while more bytes came back from eviction in 30 s than the budget holds.",
+                    MetricType::Gauge)
+          .Add(registry.totals().thrashing ? 1 : 0)
+          .Build());
   return families;
 }
 
-std::vector<MetricFamily> CollectServer(const ThreadPool& workers, const std::string& isa) {
+std::vector<MetricFamily> CollectServer(const ThreadPool& workers, const ThreadPool& io_pool,
+                                        const std::string& isa) {
   std::vector<MetricFamily> families;
+  families.push_back(FamilyBuilder("adapterd_io_queue_length", "Reads that wait for an I/O thread.",
+                                   MetricType::Gauge)
+                         .Add(io_pool.queue_length())
+                         .Build());
   families.push_back(FamilyBuilder("adapterd_queue_length", "Jobs that wait for a compute thread.",
                                    MetricType::Gauge)
                          .Add(workers.queue_length())

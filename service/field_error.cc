@@ -3,27 +3,14 @@
 #include <fmt/format.h>
 
 #include "core/base/error.h"
+#include "core/base/name.h"
 #include "service/status_convert.h"
 
 namespace adapterd {
 namespace {
 
-constexpr size_t kMaxNameBytes = 128;
 constexpr size_t kDigestDigits = 64;
 constexpr size_t kMaxQuotedBytes = 140;  // of a caller's text in a message
-
-bool IsAlnum(char c) {
-  return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
-}
-
-bool IsName(const std::string& name) {
-  if (name.empty() || name.size() > kMaxNameBytes) return false;
-  if (!IsAlnum(name[0]) && name[0] != '_') return false;
-  for (char c : name) {
-    if (!IsAlnum(c) && c != '_' && c != '.' && c != '-') return false;
-  }
-  return true;
-}
 
 }  // namespace
 

@@ -26,6 +26,8 @@ struct SourceSpec {
   std::string base_checkpoint = "";  // below a model root; empty: none
   // Key of a folder in the content store, for what was uploaded; then `source` is empty.
   std::string stored = "";
+  // True: `source` is below the folder of --watch-adapters instead, which no client can name.
+  bool watched = false;
 
   bool operator==(const SourceSpec&) const = default;
 };

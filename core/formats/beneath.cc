@@ -1,5 +1,6 @@
 #include "core/formats/beneath.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/openat2.h>
@@ -7,10 +8,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -161,6 +164,31 @@ absl::StatusOr<ScopedFd> OpenBeneath(int folder, const std::string& path,
   const int fd = Open(folder, path, strategy);
   if (fd < 0) return PathError(-fd, path);
   return ScopedFd(fd);
+}
+
+absl::StatusOr<std::vector<std::string>> ListFolder(const ScopedFd& folder, std::string_view path) {
+  ScopedFd readable(openat(folder.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!readable.valid()) return PathError(errno, path);
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(readable.get()), closedir);
+  if (stream == nullptr) return PathError(errno, path);
+  readable.Release();  // the stream closes it
+  std::vector<std::string> entries;
+  for (;;) {
+    errno = 0;
+    const dirent* entry = readdir(stream.get());
+    if (entry == nullptr) break;
+    const std::string_view name = entry->d_name;
+    if (name == "." || name == "..") continue;
+    if (entries.size() >= kMaxFolderEntries) {
+      return Error(Reason::kSourceNotFound,
+                   fmt::format("{} has more than {} entries", Quoted(path), kMaxFolderEntries))
+          .With("file", Printable(path));
+    }
+    entries.emplace_back(name);
+  }
+  if (errno != 0) return PathError(errno, path);
+  std::sort(entries.begin(), entries.end());
+  return entries;
 }
 
 absl::Status PathError(int error, std::string_view path) {

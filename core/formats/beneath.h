@@ -4,6 +4,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "core/formats/scoped_fd.h"
@@ -30,6 +31,13 @@ absl::StatusOr<std::string> NormalizeBelow(std::string_view path);
 // `path` is normalized.
 absl::StatusOr<ScopedFd> OpenBeneath(int folder, const std::string& path,
                                      BeneathStrategy strategy = BeneathStrategy::kAutomatic);
+
+inline constexpr int kMaxFolderEntries = 100'000;  // a folder is listed in memory
+
+// Names of all entries of `folder` (a descriptor, O_PATH will do) but "." and "..", sorted. `path`
+// is what errors call it: SOURCE_NOT_FOUND when it has more than kMaxFolderEntries or may not be
+// read, SOURCE_UNAVAILABLE.
+absl::StatusOr<std::vector<std::string>> ListFolder(const ScopedFd& folder, std::string_view path);
 
 // The status for `error` (an errno) on `path`, as OpenBeneath gives it.
 absl::Status PathError(int error, std::string_view path);

@@ -1,7 +1,6 @@
 #include "core/formats/input_file.h"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -18,14 +17,6 @@ namespace {
 
 int64_t Nanoseconds(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
 
-FileIdentity IdentityOf(const struct stat& state) {
-  return {.device = state.st_dev,
-          .inode = state.st_ino,
-          .size = state.st_size,
-          .modified_ns = Nanoseconds(state.st_mtim),
-          .changed_ns = Nanoseconds(state.st_ctim)};
-}
-
 absl::Status Unavailable(std::string_view name, int error) {
   return Error(Reason::kSourceUnavailable,
                fmt::format("file {} cannot be read: {}", Quoted(name), std::strerror(error)))
@@ -39,6 +30,14 @@ absl::Status Changed(std::string_view name, std::string_view what) {
 }
 
 }  // namespace
+
+FileIdentity IdentityOf(const struct stat& state) {
+  return {.device = state.st_dev,
+          .inode = state.st_ino,
+          .size = state.st_size,
+          .modified_ns = Nanoseconds(state.st_mtim),
+          .changed_ns = Nanoseconds(state.st_ctim)};
+}
 
 InputFile::InputFile(int fd, std::string name, FileIdentity identity)
     : fd_(fd), name_(std::move(name)), identity_(identity) {}

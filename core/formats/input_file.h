@@ -2,6 +2,8 @@
 #ifndef ADAPTERD_CORE_FORMATS_INPUT_FILE_H_
 #define ADAPTERD_CORE_FORMATS_INPUT_FILE_H_
 
+#include <sys/stat.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -22,6 +24,8 @@ struct FileIdentity {
 
   bool operator==(const FileIdentity&) const = default;
 };
+
+FileIdentity IdentityOf(const struct stat& state);
 
 // Owns the descriptor. ReadAt may be called from several threads at once. Files are copied on load,
 // never mapped: a mapped file that another process truncates is a SIGBUS.

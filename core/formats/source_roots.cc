@@ -1,6 +1,5 @@
 #include "core/formats/source_roots.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/name.h"
 #include "core/base/quote.h"
 #include "core/base/status_macros.h"
 #include "core/formats/beneath.h"
@@ -19,17 +19,6 @@
 
 namespace adapterd {
 namespace {
-
-constexpr size_t kMaxRootNameBytes = 128;
-
-bool IsRootName(std::string_view name) {
-  const auto is_word = [](char c) {
-    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
-  };
-  return !name.empty() && name.size() <= kMaxRootNameBytes && is_word(name[0]) &&
-         std::all_of(name.begin(), name.end(),
-                     [&](char c) { return is_word(c) || c == '.' || c == '-'; });
-}
 
 Error InvalidSource(std::string_view source, std::string_view what) {
   return Error(Reason::kInvalidField, fmt::format("source {} {}", Quoted(source), what))
@@ -57,29 +46,6 @@ absl::StatusOr<ScopedFd> Reopen(const ScopedFd& pinned, std::string_view path) {
   ScopedFd readable(open(self.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!readable.valid()) return PathError(errno, path);
   return readable;
-}
-
-absl::StatusOr<std::vector<std::string>> List(const ScopedFd& folder, std::string_view path) {
-  ScopedFd readable(openat(folder.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!readable.valid()) return PathError(errno, path);
-  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(readable.get()), closedir);
-  if (stream == nullptr) return PathError(errno, path);
-  readable.Release();  // the stream closes it
-  std::vector<std::string> entries;
-  for (;;) {
-    errno = 0;
-    const dirent* entry = readdir(stream.get());
-    if (entry == nullptr) break;
-    const std::string_view name = entry->d_name;
-    if (name == "." || name == "..") continue;
-    if (entries.size() >= kMaxFolderEntries) {
-      return NotFound(path, fmt::format("has more than {} entries", kMaxFolderEntries));
-    }
-    entries.emplace_back(name);
-  }
-  if (errno != 0) return PathError(errno, path);
-  std::sort(entries.begin(), entries.end());
-  return entries;
 }
 
 std::string Join(const std::string& folder, const std::string& name) {
@@ -110,7 +76,7 @@ absl::StatusOr<InputFile> SourceFolder::OpenFile(std::string_view name) const {
 absl::StatusOr<SourceRoots> SourceRoots::Open(const std::vector<Root>& roots) {
   std::vector<OpenRoot> open_roots;
   for (const Root& root : roots) {
-    if (!root.name.empty() && !IsRootName(root.name)) {
+    if (!root.name.empty() && !IsName(root.name)) {
       return Error(Reason::kInvalidField,
                    fmt::format("{} is not a name for a root: letters, digits and _ . - only, "
                                "beginning with none of the last two",
@@ -147,7 +113,7 @@ absl::StatusOr<SourceRoots::Located> SourceRoots::Locate(std::string_view source
   const OpenRoot* root = Find("");
   std::string_view path = source;
   const std::string_view prefix = source.substr(0, source.find(':'));
-  if (prefix.size() < source.size() && IsRootName(prefix)) {
+  if (prefix.size() < source.size() && IsName(prefix)) {
     const OpenRoot* named = Find(prefix);
     if (named == nullptr && root == nullptr) {
       return InvalidSource(source, fmt::format("names the unknown root {}", Quoted(prefix)));
@@ -182,7 +148,7 @@ absl::StatusOr<SourceFolder> SourceRoots::OpenFolder(std::string_view source) co
     std::string name = at_root ? located.path : located.path.substr(slash + 1);
     return SourceFolder(located.root, std::move(folder), {std::move(name)});
   }
-  ASSIGN_OR_RETURN(std::vector<std::string> entries, List(pinned, located.path));
+  ASSIGN_OR_RETURN(std::vector<std::string> entries, ListFolder(pinned, located.path));
   return SourceFolder(located.root, std::move(located.path), std::move(entries));
 }
 

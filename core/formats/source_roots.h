@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/formats/beneath.h"
 #include "core/formats/input_file.h"
 
 namespace adapterd {
@@ -40,8 +41,7 @@ class SourceFolder {
   std::vector<std::string> entries_;
 };
 
-inline constexpr int kMaxFolderEntries = 100'000;  // a folder is listed in memory
-inline constexpr int kMaxSourceBytes = 4096;       // PATH_MAX
+inline constexpr int kMaxSourceBytes = 4096;  // PATH_MAX
 
 // A set of roots, each with a name; one may be unnamed. Immutable after construction; any thread.
 class SourceRoots {
