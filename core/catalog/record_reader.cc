@@ -166,8 +166,9 @@ absl::StatusOr<std::vector<AdapterRecord>> ReadRecords(SqliteDatabase& database)
     if (!found) break;
     AdapterRecord& record = records.emplace_back();
     const absl::Status status = DecodeAdapter(adapters, record);
-    if (!status.ok())
+    if (!status.ok()) {
       return Corrupt(database, record.name, static_cast<std::string>(status.message()));
+    }
     RETURN_IF_ERROR(revisions.Take(record));
   }
   RETURN_IF_ERROR(revisions.CheckAllTaken());

@@ -11,7 +11,6 @@
 namespace adapterd {
 namespace {
 
-using std::string_literals::operator""s;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -75,13 +74,13 @@ TEST_F(SqliteCatalogTest, ErasedRecordsAreGoneWithTheirRevisions) {
 
 TEST_F(SqliteCatalogTest, ExtremeValuesComeBack) {
   AdapterRecord record = SmallRecord(std::string(128, 'n'));
-  record.current.source.source = "a\0b'; DROP TABLE adapters; --"s;
+  record.current.source.source = std::string("a\0b'; DROP TABLE adapters; --", 29);
   record.current.memory_bytes = std::numeric_limits<int64_t>::max();
   record.current.load_time = absl::FromUnixNanos(-1);
   record.current.description.ranks = {std::numeric_limits<int32_t>::max()};
   record.current.description.parameter_count = std::numeric_limits<int64_t>::max();
   record.current.description.lora_dropout = 0.1 + 0.2;
-  record.labels = {{"", std::string(100'000, 'x')}, {"a\0b"s, "\x7f\x01"}};
+  record.labels = {{"", std::string(100'000, 'x')}, {std::string("a\0b", 3), "\x7f\x01"}};
   ASSERT_THAT(catalog_->Put(record), IsOk());
   EXPECT_THAT(RecordsOf(*catalog_), ElementsAre(record));
 }
@@ -133,6 +132,7 @@ TEST_F(SqliteCatalogTest, ManyThreadsPutAtOnce) {
   constexpr int kThreads = 8;
   constexpr int kPuts = 20;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([this, t] {
       for (int i = 0; i < kPuts; ++i) {
