@@ -251,10 +251,12 @@ TEST_F(ReconcileServiceTest, ACallerThatLeavesTakesItsLoadsAlong) {
         (*done)(status.error_code() == grpc::StatusCode::CANCELLED);
       });
   sources_["a10"].read_gate.AwaitVisitor();
+  SpinUntil([&] { return server_.registry().totals().adapters == kMaxReconcileLoads; });
   context.TryCancel();
   EXPECT_TRUE(ended.Wait().value());
-  sources_.OpenAllGates();
+  // The client knows before the server does, which gives the loads up when it ends the call.
   EXPECT_TRUE(server_.AwaitNoCalls(kTestPatience));
+  sources_.OpenAllGates();
   SpinUntil([&] { return server_.registry().totals().adapters == 0; });
   EXPECT_EQ(server_.used_bytes(), 0);
 }
