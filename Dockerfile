@@ -9,7 +9,7 @@ RUN apt-get update \
   && apt-get install --yes --no-install-recommends \
     cmake g++ ninja-build pkg-config protobuf-compiler protobuf-compiler-grpc \
     libabsl-dev libcli11-dev libcpp-httplib-dev libdnnl-dev libfmt-dev libgrpc++-dev libpcre2-dev libprotobuf-dev \
-    libspdlog-dev libssl-dev nlohmann-json3-dev ocl-icd-opencl-dev prometheus-cpp-dev \
+    libspdlog-dev libsqlite3-dev libssl-dev nlohmann-json3-dev ocl-icd-opencl-dev prometheus-cpp-dev \
   && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -24,7 +24,7 @@ FROM ${BASE}
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends \
     libabsl20220623 libcpp-httplib0.11 libdnnl2 libfmt9 libgomp1 libgrpc++1.51 libgrpc29 libpcre2-8-0 \
-    libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libssl3 \
+    libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3 \
   && rm -rf /var/lib/apt/lists/* \
   && mkdir /adapters
 COPY --from=build /out/ /usr/local/bin/

@@ -75,6 +75,7 @@ absl::Status FillValidation(const ValidationResult& result, v1::ValidateAdapterR
 AdapterService::AdapterService(ControlPlane& plane)
     : plane_(plane),
       load_(plane.environment.metrics.Rpc(kService, "LoadAdapter")),
+      upload_(plane.environment.metrics.Rpc(kService, "UploadAdapter")),
       validate_(plane.environment.metrics.Rpc(kService, "ValidateAdapter")),
       get_(plane.environment.metrics.Rpc(kService, "GetAdapter")),
       list_(plane.environment.metrics.Rpc(kService, "ListAdapters")),
@@ -106,12 +107,13 @@ grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContex
     return call.get();
   }
   auto ticket = plane_.registry.Load(
-      *std::move(load), [call, request, response](absl::StatusOr<LoadResult> result) {
+      *std::move(load), [this, call, request, response](absl::StatusOr<LoadResult> result) {
         if (!call->Claim()) return;
         if (result.ok()) {
           ToProto(result->adapter, request->view(), *response->mutable_adapter());
           response->set_already_loaded(result->already_loaded);
           response->set_replaced_revision(result->replaced_revision);
+          if (!result->replaced_revision.empty()) plane_.collector.Request([] {});
         }
         call->Answer(result.status(), response);
       });
@@ -187,6 +189,7 @@ grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerCont
     if (result.ok() && result->freed_bytes >= kTrimBytes) {
       plane_.io_pool.Submit([] { malloc_trim(0); });
     }
+    if (result.ok()) plane_.collector.Request([] {});
     if (!call->Claim()) return;
     absl::Status status = result.status();
     if (result.ok()) {

@@ -6,7 +6,9 @@
 
 #include "adapterd/v1/adapter_service.grpc.pb.h"
 #include "core/base/thread_pool.h"
+#include "core/catalog/content_store.h"
 #include "core/registry/adapter_registry.h"
+#include "service/content_collector.h"
 #include "service/rpc_call.h"
 #include "service/watch_call.h"
 
@@ -21,6 +23,9 @@ struct ControlPlane {
   ThreadPool& export_pool;                // writes exports; waits for clients
   const v1::GetServerInfoResponse& info;  // constant
   const std::atomic<bool>& draining;
+  ContentStore* content;  // of uploads; null: there is no folder to write to
+  ContentCollector& collector;
+  const int64_t max_upload_bytes;
 };
 
 // Handlers run on gRPC's threads and only check and hand over.
@@ -31,6 +36,8 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   grpc::ServerUnaryReactor* LoadAdapter(grpc::CallbackServerContext* context,
                                         const v1::LoadAdapterRequest* request,
                                         v1::LoadAdapterResponse* response) override;
+  grpc::ServerReadReactor<v1::UploadAdapterRequest>* UploadAdapter(
+      grpc::CallbackServerContext* context, v1::UploadAdapterResponse* response) override;
   grpc::ServerUnaryReactor* ValidateAdapter(grpc::CallbackServerContext* context,
                                             const v1::ValidateAdapterRequest* request,
                                             v1::ValidateAdapterResponse* response) override;
@@ -77,6 +84,7 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   ControlPlane& plane_;
   Watchers watchers_;
   RpcMetrics& load_;
+  RpcMetrics& upload_;
   RpcMetrics& validate_;
   RpcMetrics& get_;
   RpcMetrics& list_;

@@ -39,6 +39,9 @@ class CallRecord {
   CallRecord(RpcEnvironment& environment, RpcMetrics& metrics, Plane plane,
              grpc::CallbackServerContext* context, int64_t request_bytes);
 
+  // Of a stream: one more message. On the thread that reads it.
+  void AddRequestBytes(int64_t bytes) { request_bytes_ += bytes; }
+
   // What speaks against working on it: MESSAGE_TOO_LARGE, DRAINING.
   absl::Status Admit() const;
 
@@ -58,7 +61,8 @@ class CallRecord {
   const Cancellation& cancellation() const { return cancellation_; }
   int64_t request_bytes() const { return request_bytes_; }
 
-  // MESSAGE_TOO_LARGE when a message of `bytes` is over the limit; `what` is "request" or "reply".
+  // MESSAGE_TOO_LARGE when a message of `bytes` is over the limit; `what` is "request", "reply" or
+  // "message".
   absl::Status CheckMessageSize(const char* what, int64_t bytes) const;
 
  private:
@@ -68,7 +72,7 @@ class CallRecord {
   RpcMetrics& metrics_;
   const Plane plane_;
   grpc::CallbackServerContext* const context_;
-  const int64_t request_bytes_;
+  int64_t request_bytes_;  // so far
   const absl::Time start_ = absl::Now();
   const std::string request_id_;
   const bool entered_;  // into open_calls

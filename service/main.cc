@@ -7,6 +7,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 
 #include "absl/synchronization/mutex.h"
 #include "service/offline.h"
@@ -49,9 +50,10 @@ int PrintValidation(const Command& command) {
 }
 
 // Blocks the signals on every thread that is started afterwards, so that only sigwait sees them.
-sigset_t BlockStopSignals() {
+sigset_t BlockSignals() {
   sigset_t signals;
   sigemptyset(&signals);
+  sigaddset(&signals, SIGHUP);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
@@ -59,14 +61,20 @@ sigset_t BlockStopSignals() {
   return signals;
 }
 
-int Serve(const ServerOptions& options) {
-  const sigset_t signals = BlockStopSignals();
+// `read_options` reads flags, environment and config file anew.
+int Serve(const ServerOptions& options,
+          const std::function<absl::StatusOr<Command>()>& read_options) {
+  const sigset_t signals = BlockSignals();
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
   if (!server.ok()) return Fail(server.status());
   fmt::print("{}\n", (*server)->ReadyLine());
   std::fflush(stdout);
-  int received = 0;
-  sigwait(&signals, &received);
+  int received = SIGHUP;
+  while (sigwait(&signals, &received) == 0 && received == SIGHUP) {
+    const absl::StatusOr<Command> command = read_options();
+    (*server)->Reload(command.ok() ? absl::StatusOr<ServerOptions>(command->options)
+                                   : command.status());
+  }
   return (*server)->Drain() ? EXIT_SUCCESS : kExitCutOff;
 }
 
@@ -77,7 +85,8 @@ int Main(int argc, char** argv) {
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   // What gRPC would print about a port or a peer, our own errors say in one line.
   if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function(DropGrpcLog);
-  const absl::StatusOr<Command> command = ParseCommandLine(argc, argv, ReadHostLimits());
+  const auto read_options = [&] { return ParseCommandLine(argc, argv, ReadHostLimits()); };
+  const absl::StatusOr<Command> command = read_options();
   if (!command.ok()) return Fail(command.status());
   switch (command->kind) {
     case Command::Kind::kPrintAndExit:
@@ -88,7 +97,7 @@ int Main(int argc, char** argv) {
     case Command::Kind::kValidate:
       return PrintValidation(*command);
     default:
-      return Serve(command->options);
+      return Serve(command->options, read_options);
   }
 }
 

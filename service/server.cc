@@ -79,6 +79,15 @@ absl::Status RemoveStaleSocket(const std::string& path) {
                                      : "exists and is not a socket"));
 }
 
+// Where uploads go. Null when there is neither a data folder nor one for temporary files: a server
+// that takes no uploads needs none.
+absl::StatusOr<std::unique_ptr<ContentStore>> OpenContent(const std::string& data_dir) {
+  if (!data_dir.empty()) return ContentStore::Open(data_dir + "/store");
+  auto temporary = ContentStore::OpenTemporary();
+  if (!temporary.ok()) return nullptr;
+  return temporary;
+}
+
 v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels& kernels,
                                      const SourceRoots& adapters, const SourceRoots& models) {
   v1::GetServerInfoResponse info;
@@ -108,11 +117,13 @@ v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels
 class Server::Parts {
  public:
   Parts(const ServerOptions& server_options, std::shared_ptr<const SourceRoots> adapters,
-        std::shared_ptr<const SourceRoots> models)
+        std::shared_ptr<const SourceRoots> models, std::unique_ptr<ContentStore> content_store)
       : options(server_options),
         logger(options.log_format, options.log_level),
         io_pool("io", std::max(kIoThreads, options.threads), PrepareComputeThread),
-        registry(MakeRegistryOptions(), kernels, OpenFromRoots(adapters, models),
+        content(std::move(content_store)),
+        registry(MakeRegistryOptions(), kernels,
+                 OpenFromRoots(adapters, models, content ? content->roots() : nullptr),
                  MemoryBudget::Create(options.memory_budget_bytes), io_pool),
         admission(options.max_inflight_bytes, metrics.inflight_bytes()),
         environment{metrics, logger, options.max_message_bytes},
@@ -120,7 +131,9 @@ class Server::Parts {
         workers("compute", options.threads, PrepareComputeThread),
         control_pool("control", kControlThreads),
         export_pool("export", kExportThreads),
-        control_plane{environment, registry, io_pool, control_pool, export_pool, info, draining},
+        collector(content.get(), registry, io_pool, logger),
+        control_plane{environment, registry, io_pool,       control_pool, export_pool,
+                      info,        draining, content.get(), collector,    options.max_upload_bytes},
         data_plane{environment, registry, kernels, workers, admission},
         adapter_service(control_plane),
         projection_service(data_plane),
@@ -137,6 +150,7 @@ class Server::Parts {
   std::atomic<bool> ready{false};
   Kernels kernels;
   ThreadPool io_pool;
+  const std::unique_ptr<ContentStore> content;  // null: none
   AdapterRegistry registry;
   Admission admission;
   RpcEnvironment environment;
@@ -144,6 +158,7 @@ class Server::Parts {
   ThreadPool workers;
   ThreadPool control_pool;
   ThreadPool export_pool;
+  ContentCollector collector;
   ControlPlane control_plane;
   DataPlane data_plane;
   AdapterService adapter_service;
@@ -262,11 +277,14 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }
   ASSIGN_OR_RETURN(SourceRoots adapters, SourceRoots::Open(options.adapter_roots));
   ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
-  std::unique_ptr<Server> server(new Server(
-      std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(adapters)),
-                              std::make_shared<const SourceRoots>(std::move(models)))));
+  ASSIGN_OR_RETURN(std::unique_ptr<ContentStore> content, OpenContent(options.data_dir));
+  std::unique_ptr<Server> server(new Server(std::make_unique<Parts>(
+      options, std::make_shared<const SourceRoots>(std::move(adapters)),
+      std::make_shared<const SourceRoots>(std::move(models)), std::move(content))));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
+  // All that is served again is known by now; the rest was left by a crash.
+  server->parts_->collector.Request([] {});
   server->parts_->ready = true;
   server->parts_->SetServing(true);
   server->parts_->logger.Log(LogLevel::kInfo, "serving",

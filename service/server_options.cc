@@ -178,6 +178,10 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
   flags.Size("max-inflight-bytes",
              "bytes of requests and replies at one time (default 25 % of memory)",
              o.max_inflight_bytes);
+  flags.Text("data-dir", "folder for what has to survive a restart, at PATH (default none)",
+             o.data_dir);
+  flags.Size("max-upload-bytes", "largest adapter that UploadAdapter takes (default 4GiB)",
+             o.max_upload_bytes);
   flags.Add("threads", "a whole number from 1 to 1024",
             "compute threads (default: the CPUs that the cgroup allows)",
             [&o](const std::string& v) {

@@ -79,15 +79,17 @@ class AdapterReader {
   virtual absl::StatusOr<std::string> WeightsDigest(const Cancellation& cancellation) = 0;
 };
 
-// Opens `spec.source` in whatever format it is. Every problem is added to `problems`. Null when
-// there is nothing to read; with an error among the problems the reader has only what is sound, for
-// whoever wants to know all that is wrong.
+// Opens `spec.source` or `spec.stored` in whatever format it is. Every problem is added to
+// `problems`. Null when there is nothing to read; with an error among the problems the reader has
+// only what is sound, for whoever wants to know all that is wrong.
 using AdapterOpener =
     std::function<std::unique_ptr<AdapterReader>(const SourceSpec& spec, ProblemList& problems)>;
 
-// The opener over real files. Copies share the roots; any thread.
+// The opener over real files; `stored` holds what was uploaded, by its key, and may be null. Copies
+// share the roots; any thread.
 AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
-                            std::shared_ptr<const SourceRoots> models);
+                            std::shared_ptr<const SourceRoots> models,
+                            std::shared_ptr<const SourceRoots> stored = nullptr);
 
 }  // namespace adapterd
 

@@ -141,15 +141,17 @@ std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const Sour
                                       std::move(files->weights), std::move(base));
 }
 
-std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const SourceRoots& models,
-                                          const SourceSpec& spec, ProblemList& problems) {
-  const auto is_file = TakeOrReport(roots.IsFile(spec.source), problems);
+// `source` is below one of `roots`.
+std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const std::string& source,
+                                          const SourceRoots& models, const SourceSpec& spec,
+                                          ProblemList& problems) {
+  const auto is_file = TakeOrReport(roots.IsFile(source), problems);
   if (!is_file) return nullptr;
   if (*is_file) {
-    problems.Add(SingleFileError(spec.source));
+    problems.Add(SingleFileError(source));
     return nullptr;
   }
-  const auto folder = TakeOrReport(OpenAdapterFolder(roots, spec.source), problems);
+  const auto folder = TakeOrReport(OpenAdapterFolder(roots, source), problems);
   if (!folder) return nullptr;
   return OpenFolder(*folder, spec, models, problems);
 }
@@ -157,10 +159,16 @@ std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const Source
 }  // namespace
 
 AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
-                            std::shared_ptr<const SourceRoots> models) {
-  return [adapters = std::move(adapters), models = std::move(models)](const SourceSpec& spec,
-                                                                      ProblemList& problems) {
-    return OpenSource(*adapters, *models, spec, problems);
+                            std::shared_ptr<const SourceRoots> models,
+                            std::shared_ptr<const SourceRoots> stored) {
+  return [adapters = std::move(adapters), models = std::move(models), stored = std::move(stored)](
+             const SourceSpec& spec, ProblemList& problems) -> std::unique_ptr<AdapterReader> {
+    if (spec.stored.empty()) return OpenSource(*adapters, spec.source, *models, spec, problems);
+    if (stored != nullptr) return OpenSource(*stored, spec.stored, *models, spec, problems);
+    problems.Add(Error(Reason::kSourceNotFound,
+                       fmt::format("{} was uploaded, and nothing that was uploaded is stored here",
+                                   Quoted(spec.stored))));
+    return nullptr;
   };
 }
 

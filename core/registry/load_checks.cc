@@ -42,14 +42,15 @@ absl::Status CheckDigest(const LoadRequest& request, AdapterReader& reader,
 }
 
 absl::Status IsThereWithOther(const std::string& what, const LoadRequest& request,
-                              const LoadedState& current) {
-  const std::string& revision = current.info->revision;
+                              const std::string& revision, const LoadedState& current) {
+  const std::string& actual = current.info->revision;
   return Error(Reason::kAdapterExists,
                fmt::format("adapter \"{}\" is loaded with other {} (revision {}); set replace to "
                            "swap it",
-                           request.name, what, revision))
+                           request.name, what, actual))
       .With("adapter", request.name)
-      .With("actual", revision);
+      .With("expected", revision)
+      .With("actual", actual);
 }
 
 absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string& revision,
@@ -61,7 +62,7 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
   const bool same_options = request.pinned == current.pinned && request.labels == current.labels;
   if (same_content && same_options) return Comparison::kSame;
   if (!request.replace) {
-    return IsThereWithOther(same_content ? "options" : "content", request, current);
+    return IsThereWithOther(same_content ? "options" : "content", request, revision, current);
   }
   if (request.owner != current.owner) {
     return Error(Reason::kAdapterExists,

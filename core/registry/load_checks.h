@@ -45,9 +45,9 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
 bool HasSameBase(const LoadRequest& request, const AdapterReader& reader,
                  const LoadedState& current);
 
-// ADAPTER_EXISTS.
+// ADAPTER_EXISTS. `revision` is of the request's source.
 absl::Status IsThereWithOther(const std::string& what, const LoadRequest& request,
-                              const LoadedState& current);
+                              const std::string& revision, const LoadedState& current);
 
 // The template with {name} and {base} filled in.
 std::string PublicId(std::string id_template, const std::string& name,

@@ -111,7 +111,10 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
                             loaded.adapter->derived_digest() == current.info->derived_digest;
   if (result.already_loaded && !same_content) {
     result.already_loaded = false;
-    if (!request.replace) return IsThereWithOther("numbers of its base model", request, current);
+    if (!request.replace) {
+      return IsThereWithOther("numbers of its base model", request, loaded.digest.revision,
+                              current);
+    }
   }
   const RecordPtr record = NewRecord(job, *reader, loaded, problems.warnings(), opened_at);
   RETURN_IF_ERROR(Publish(job, record, &loaded, result));

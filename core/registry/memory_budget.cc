@@ -52,6 +52,7 @@ absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes) {
     int64_t missing;
     {
       absl::MutexLock lock(&mutex_);
+      if (bytes > limit_) return reservation;  // whatever goes
       reclaim = reclaim_;
       missing = bytes - (limit_ - used_);
     }

@@ -145,7 +145,7 @@ absl::StatusOr<Reservation> AdapterRegistry::ReserveFor(int64_t bytes, const Ent
                                                         std::vector<std::string>* evicted) {
   while (true) {
     absl::StatusOr<Reservation> reservation = budget_->TryReserve(bytes);
-    if (reservation.ok()) return reservation;
+    if (reservation.ok() || bytes > budget_->limit()) return reservation;
     const int64_t missing = bytes - (budget_->limit() - budget_->used());
     if (missing > 0 && !Evict(missing, spare, evicted)) return reservation;
   }

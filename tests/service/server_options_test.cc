@@ -74,6 +74,8 @@ std::vector<Knob> Knobs() {
       {"max-message-size", "1MiB", [](const O& o) { return o.max_message_bytes == 1 << 20; }},
       {"max-inflight-bytes", "3GB",
        [](const O& o) { return o.max_inflight_bytes == 3'000'000'000; }},
+      {"data-dir", "/data", [](const O& o) { return o.data_dir == "/data"; }},
+      {"max-upload-bytes", "2GiB", [](const O& o) { return o.max_upload_bytes == 2 * kGiB; }},
       {"threads", "5", [](const O& o) { return o.threads == 5; }},
       {"load", "x=team:folder/x",
        [](const O& o) {
@@ -99,6 +101,8 @@ TEST(ServerOptionsTest, DefaultsFollowTheHost) {
   EXPECT_EQ(options.memory_budget_bytes, 6 * kGiB);
   EXPECT_EQ(options.max_message_bytes, 256 << 20);
   EXPECT_EQ(options.max_inflight_bytes, 10 * kGiB / 4);
+  EXPECT_EQ(options.data_dir, "");
+  EXPECT_EQ(options.max_upload_bytes, 4 * kGiB);
   EXPECT_EQ(options.threads, 3);
   EXPECT_EQ(options.drain_timeout, absl::Seconds(25));
   EXPECT_EQ(options.public_id_template, "{base}:{name}");

@@ -92,6 +92,7 @@ struct FakeContent {
   std::vector<FakeModule> modules = {{}};
   int64_t changed_ns = 1;             // of its one file; long ago
   int64_t base_changed_ns = 1;        // of the base checkpoint that a request names
+  std::string understood_as;          // not in the revision, but in the derived digest
   std::vector<std::string> warnings;  // that Read finds
   absl::Status open_error;
   absl::Status read_error;                              // of both kinds of Read, after the gate
@@ -136,6 +137,7 @@ inline std::shared_ptr<const AdapterManifest> ManifestOf(const FakeContent& cont
     info.lora_a_dtype = info.lora_b_dtype = module.dtype;
     info.lora_a_tensor = module.path + ".lora_A.weight";
     info.lora_b_tensor = module.path + ".lora_B.weight";
+    info.parameter = content.understood_as;
     manifest.modules.push_back(std::move(info));
     paths.push_back(module.path);
   }

@@ -27,10 +27,15 @@
 
 namespace adapterd {
 
+// Where uploads go.
+enum class Uploads { kDataFolder, kTemporary, kNowhere };
+
 struct TestServerOptions {
   int64_t memory_budget_bytes = int64_t{1} << 30;
   int64_t max_message_bytes = int64_t{64} << 20;
   int64_t max_inflight_bytes = int64_t{1} << 30;
+  int64_t max_upload_bytes = int64_t{64} << 20;
+  Uploads uploads = Uploads::kDataFolder;
   int threads = 2;
   int io_threads = 2;
   size_t keep_revisions = 0;
@@ -52,6 +57,7 @@ class TestServer {
   explicit TestServer(const TestServerOptions& options = {})
       : logger_(LogFormat::kText, LogLevel::kOff),
         io_pool_("io", options.io_threads),
+        content_(ContentFor(options)),
         registry_(RegistryOptionsFor(options), kernels_, OpenerFor(options),
                   MemoryBudget::Create(options.memory_budget_bytes), io_pool_),
         admission_(options.max_inflight_bytes, metrics_.inflight_bytes()),
@@ -60,8 +66,10 @@ class TestServer {
         workers_("compute", options.threads, PrepareComputeThread),
         control_pool_("control", 1),
         export_pool_("export", 1),
-        control_plane_{environment_, registry_, io_pool_, control_pool_,
-                       export_pool_, info_,     draining_},
+        collector_(content_.get(), registry_, io_pool_, logger_),
+        control_plane_{
+            environment_, registry_, io_pool_,       control_pool_, export_pool_,
+            info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
         data_plane_{environment_, registry_, kernels_, workers_, admission_},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
@@ -90,7 +98,12 @@ class TestServer {
 
   // The adapter root, and the root of base models.
   const TempDir& dir() const { return dir_; }
+  // The folder of what has to survive a restart.
+  const TempDir& data_dir() const { return data_dir_; }
   AdapterRegistry& registry() { return registry_; }
+  ContentCollector& collector() { return collector_; }
+  // Waits until the server has done with every call, also with those that their clients gave up.
+  void AwaitNoCalls() { environment_.open_calls.AwaitNone(absl::InfiniteFuture()); }
   Metrics& metrics() { return metrics_; }
   std::atomic<bool>& draining() { return draining_; }
   ThreadPool& workers() { return workers_; }
@@ -208,7 +221,13 @@ class TestServer {
     if (options.opener) return options.opener;
     const auto roots = std::make_shared<const SourceRoots>(
         SourceRoots::Open({{"", dir_.path().string()}}).value());
-    return OpenFromRoots(roots, roots);
+    return OpenFromRoots(roots, roots, content_ ? content_->roots() : nullptr);
+  }
+
+  std::unique_ptr<ContentStore> ContentFor(const TestServerOptions& options) const {
+    if (options.uploads == Uploads::kNowhere) return nullptr;
+    if (options.uploads == Uploads::kTemporary) return ContentStore::OpenTemporary().value();
+    return ContentStore::Open(data_dir_ / "store").value();
   }
 
   static v1::GetServerInfoResponse InfoFor(const TestServerOptions& options) {
@@ -219,11 +238,13 @@ class TestServer {
   }
 
   TempDir dir_;
+  TempDir data_dir_;
   Metrics metrics_;
   Logger logger_;
   std::atomic<bool> draining_{false};
   Kernels kernels_;
   ThreadPool io_pool_;
+  const std::unique_ptr<ContentStore> content_;
   AdapterRegistry registry_;
   Admission admission_;
   RpcEnvironment environment_;
@@ -231,6 +252,7 @@ class TestServer {
   ThreadPool workers_;
   ThreadPool control_pool_;
   ThreadPool export_pool_;
+  ContentCollector collector_;
   ControlPlane control_plane_;
   DataPlane data_plane_;
   AdapterService adapter_service_;

@@ -289,6 +289,32 @@ TEST_F(AdapterBuilderTest, WithoutItsWeightThereAreNoGains) {
   EXPECT_THAT(adapter->extras(1).dora->base_bias, IsEmpty());  // the layer has none
 }
 
+TEST_F(AdapterBuilderTest, DoraRescalesTheBiasThatTheAdapterBrings) {
+  folder_.Config({{"use_dora", "true"}, {"bias", R"("lora_only")"}});
+  Add("q_proj.lora_A.weight", {2, 7});
+  Add("q_proj.lora_B.weight", {5, 2});
+  Add("q_proj.lora_magnitude_vector", {5});
+  const std::vector<float> brought = Add("q_proj.base_layer.bias", {5});
+  AddToBase("q_proj.weight", {5, 7});
+  const std::vector<float> of_base = AddToBase("q_proj.bias", {5});
+  const auto adapter = Load(/*base=*/true);
+  ASSERT_TRUE(adapter->extras(0).dora.has_value());
+  EXPECT_EQ(adapter->extras(0).dora->base_bias, brought);
+  EXPECT_NE(brought, of_base);
+}
+
+TEST_F(AdapterBuilderTest, NormsOfAWeightThatTheAdapterReplacesAreNotKnown) {
+  folder_.Config({{"use_dora", "true"}, {"target_modules", R"(["embed_tokens"])"}});
+  Add("embed_tokens.lora_embedding_A", {2, 9});
+  Add("embed_tokens.lora_embedding_B", {4, 2});
+  Add("embed_tokens.lora_magnitude_vector", {4});
+  Add("embed_tokens.base_layer.weight", {9, 4});
+  AddToBase("embed_tokens.weight", {9, 4});
+  const auto adapter = Load(/*base=*/true);
+  ASSERT_EQ(adapter->manifest().modules.size(), 2u);
+  EXPECT_FALSE(adapter->extras(0).dora.has_value());
+}
+
 // PEFT's own adapter on PEFT's own base: what it merged is gain * (W + scale B A).
 TEST_F(AdapterBuilderTest, GainsOfARealAdapterGiveItsMergedWeights) {
   ProblemList problems;

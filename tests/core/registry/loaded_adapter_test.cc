@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "core/registry/adapter_builder.h"
+#include "core/registry/adapter_handle.h"
 #include "tests/core/registry/registry_fixture.h"
 
 namespace adapterd {
@@ -85,10 +86,7 @@ TEST_F(LoadedAdapterTest, AnotherFormIsReservedWhenItIsFirstNeeded) {
   EXPECT_EQ(budget_->used(), after);
   EXPECT_EQ(*adapter->Pair(1, 0, DType::kF32), pair);
   EXPECT_EQ(budget_->used(), after);
-  int64_t freed = 0;
-  adapter->OnFreed([&](int64_t bytes) { freed = bytes; });
-  adapter.reset();
-  EXPECT_EQ(freed, after);
+  EXPECT_EQ(LoadedAdapter::LetGo(std::move(adapter)), after);
   EXPECT_EQ(budget_->used(), 0);
 }
 
@@ -116,21 +114,33 @@ TEST_F(LoadedAdapterTest, ThreadsThatNeedAFormAtOnceGetTheSame) {
   EXPECT_EQ(adapter->memory_bytes(), budget_->used());
 }
 
-TEST_F(LoadedAdapterTest, AllWhoAskedAreToldOnceWhenItIsFreed) {
+TEST_F(LoadedAdapterTest, OnlyTheLastShareGivesBytesBack) {
   auto adapter = Create(ContentOf(DType::kF32));
   const int64_t bytes = adapter->memory_bytes();
+  auto other = adapter;
+  EXPECT_EQ(LoadedAdapter::LetGo(std::move(adapter)), 0);
+  EXPECT_EQ(budget_->used(), bytes);
+  EXPECT_EQ(LoadedAdapter::LetGo(std::move(other)), bytes);
+  EXPECT_EQ(budget_->used(), 0);
+}
+
+TEST_F(LoadedAdapterTest, ALeaseTellsAllWhoAskedOnceItIsGone) {
+  auto adapter = Create(ContentOf(DType::kF32));
+  const int64_t bytes = adapter->memory_bytes();
+  auto first = std::make_shared<const AdapterLease>(adapter, adapter->shared_manifest());
+  auto second = std::make_shared<const AdapterLease>(std::move(adapter), first->manifest());
   std::vector<int64_t> told;
   for (int i = 0; i < 2; ++i) {
-    adapter->OnFreed([&](int64_t freed) {
-      told.push_back(freed);
-      EXPECT_EQ(budget_->used(), 0);
-    });
+    first->OnFreed([&](int64_t freed) { told.push_back(freed); });
   }
-  auto other = adapter;
-  adapter.reset();
-  EXPECT_TRUE(told.empty());
-  other.reset();
-  EXPECT_THAT(told, ::testing::ElementsAre(bytes, bytes));
+  second->OnFreed([&](int64_t freed) {
+    told.push_back(freed);
+    EXPECT_EQ(budget_->used(), 0);
+  });
+  first.reset();
+  EXPECT_THAT(told, ::testing::ElementsAre(0, 0));  // the other lease shares the weights
+  second.reset();
+  EXPECT_THAT(told, ::testing::ElementsAre(0, 0, bytes));
 }
 
 }  // namespace

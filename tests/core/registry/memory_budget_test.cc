@@ -38,11 +38,11 @@ TEST(MemoryBudgetTest, GivesBackWhenTheReservationEnds) {
   const auto budget = MemoryBudget::Create(100);
   {
     ASSERT_OK_AND_ASSIGN(const Reservation held, budget->Reserve(60));
-    EXPECT_FALSE(budget->Fits(41));
-    EXPECT_TRUE(budget->Fits(40));
+    EXPECT_THAT(budget->Reserve(41).status(), HasReason(Reason::kMemoryBudgetExceeded));
+    EXPECT_THAT(budget->Reserve(40).status(), IsOk());
   }
   EXPECT_EQ(budget->used(), 0);
-  EXPECT_TRUE(budget->Fits(100));
+  EXPECT_THAT(budget->Reserve(100).status(), IsOk());
 }
 
 TEST(MemoryBudgetTest, ReleaseGivesBackOnce) {
@@ -89,8 +89,43 @@ TEST(MemoryBudgetTest, HugeRequestsAreRefusedWithoutOverflow) {
   const auto budget = MemoryBudget::Create(100);
   ASSERT_OK_AND_ASSIGN(const Reservation held, budget->Reserve(1));
   EXPECT_THAT(budget->Reserve(INT64_MAX), HasReason(Reason::kMemoryBudgetExceeded));
-  EXPECT_FALSE(budget->Fits(INT64_MAX));
   EXPECT_EQ(budget->used(), 1);
+}
+
+TEST(MemoryBudgetTest, AsksForRoomAsLongAsThatHelps) {
+  const auto budget = MemoryBudget::Create(100);
+  std::vector<Reservation> held;
+  for (int i = 0; i < 4; ++i) held.push_back(budget->Reserve(25).value());
+  std::vector<int64_t> asked;
+  int freed = 0;
+  budget->Attach(
+      [&](int64_t missing) {
+        asked.push_back(missing);
+        if (held.size() == 1) return false;
+        held.pop_back();
+        return true;
+      },
+      [&] { ++freed; });
+  ASSERT_OK_AND_ASSIGN(const Reservation more, budget->Reserve(60));
+  EXPECT_THAT(asked, ::testing::ElementsAre(60, 35, 10));
+  EXPECT_EQ(freed, 3);
+  EXPECT_EQ(budget->used(), 85);
+  EXPECT_THAT(budget->Reserve(41), HasReason(Reason::kMemoryBudgetExceeded));
+  EXPECT_EQ(asked.size(), 4u);
+  EXPECT_THAT(budget->Reserve(101), HasReason(Reason::kMemoryBudgetExceeded));
+  EXPECT_EQ(asked.size(), 4u) << "nothing could make that fit";
+  budget->Detach();
+}
+
+TEST(MemoryBudgetTest, ALoweredLimitHoldsForWhatComesNext) {
+  const auto budget = MemoryBudget::Create(100);
+  ASSERT_OK_AND_ASSIGN(Reservation held, budget->Reserve(80));
+  budget->SetLimit(50);
+  EXPECT_EQ(budget->used(), 80);
+  EXPECT_THAT(budget->Reserve(1), HasReason(Reason::kMemoryBudgetExceeded));
+  EXPECT_THAT(budget->Reserve(INT64_MAX), HasReason(Reason::kMemoryBudgetExceeded));
+  held.Release();
+  EXPECT_THAT(budget->Reserve(50).status(), IsOk());
 }
 
 TEST(MemoryBudgetTest, ThreadsTogetherNeverExceedTheLimit) {

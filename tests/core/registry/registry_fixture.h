@@ -94,7 +94,7 @@ class RegistryTest : public ::testing::TestWithParam<int> {
 
   StartedAcquire StartAcquire(std::vector<AdapterRef> refs) {
     StartedAcquire started;
-    started.ticket = registry_->Acquire(std::move(refs), started.pending.Callback());
+    started.ticket = registry_->Acquire(std::move(refs), false, started.pending.Callback());
     return started;
   }
   absl::StatusOr<Handles> Acquire(std::vector<AdapterRef> refs) {
@@ -108,7 +108,7 @@ class RegistryTest : public ::testing::TestWithParam<int> {
 
   std::vector<std::string> Names() const {
     std::vector<std::string> names;
-    for (const AdapterSnapshot& adapter : registry_->List()) names.push_back(adapter.name);
+    for (const AdapterSnapshot& adapter : registry_->List({}).adapters) names.push_back(adapter.name);
     return names;
   }
 

@@ -148,9 +148,10 @@ TEST_P(ReplaceTest, ACancelledReplaceLeavesTheOldServing) {
   EXPECT_EQ(budget_->used(), 0);
 }
 
-TEST_P(ReplaceTest, BothRevisionsMustFitTogether) {
+TEST_P(ReplaceTest, BothRevisionsMustFitTogetherWhileTheOldOneIsUsed) {
   Start(BytesOf(one_) + BytesOf(two_) - 1);
   ASSERT_THAT(Load(One()), IsOk());
+  ASSERT_OK_AND_ASSIGN(const Handles handles, Acquire({{"x", ""}}));
   EXPECT_THAT(Load(Two()), HasReason(Reason::kMemoryBudgetExceeded));
   EXPECT_EQ(registry_->Get("x")->digest, DigestOf(one_));
   Start(BytesOf(one_) + BytesOf(two_));

@@ -175,8 +175,8 @@ TEST_P(SameContentTest, AnUnchangedBaseIsTheSameContent) {
   EXPECT_EQ(source.reads, 1);
 }
 
-// What was derived from it may differ: only reading it again would tell.
-TEST_P(SameContentTest, ABaseThatChangedIsOtherContent) {
+// What was derived from it may differ: only reading it again tells.
+TEST_P(SameContentTest, ABaseThatWasOnlyTouchedIsTheSameContent) {
   FakeSource& source = sources_.Put("a");
   LoadRequest request = Request("x");
   request.source.base_checkpoint = "base";
@@ -184,11 +184,26 @@ TEST_P(SameContentTest, ABaseThatChangedIsOtherContent) {
   FakeContent content;
   content.base_changed_ns = 2;
   sources_.Put("a", content);
+  ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(request));
+  EXPECT_TRUE(result.already_loaded);
+  EXPECT_EQ(source.reads, 2);
+  EXPECT_EQ(budget_->used(), BytesOf(content));
+}
+
+TEST_P(SameContentTest, ABaseThatChangedIsOtherContent) {
+  FakeSource& source = sources_.Put("a");
+  LoadRequest request = Request("x");
+  request.source.base_checkpoint = "base";
+  ASSERT_THAT(Load(request), IsOk());
+  FakeContent content;
+  content.base_changed_ns = 2;
+  content.understood_as = "other";
+  sources_.Put("a", content);
   EXPECT_THAT(Load(request), HasReason(Reason::kAdapterExists));
   ASSERT_OK_AND_ASSIGN(const LoadResult result, Load(Replacing(request)));
   EXPECT_FALSE(result.already_loaded);
   EXPECT_EQ(result.replaced_revision, DigestOf(content).revision);  // the adapter's own content
-  EXPECT_EQ(source.reads, 2);
+  EXPECT_EQ(source.reads, 3);
 }
 
 TEST_P(SameContentTest, AnotherBaseCheckpointOrNoneIsOtherContent) {

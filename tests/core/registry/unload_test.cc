@@ -31,6 +31,7 @@ TEST_P(UnloadTest, TheAnswerWaitsForTheLastHandle) {
   ASSERT_OK_AND_ASSIGN(Handles first, Acquire({{"x", ""}}));
   ASSERT_OK_AND_ASSIGN(Handles second, Acquire({{"x", ""}}));
   StartedUnload unload = StartUnload(UnloadOf("x"));
+  SpinUntil([&] { return Names().empty(); });
   EXPECT_THAT(registry_->Get("x"), HasReason(Reason::kAdapterNotFound));
   EXPECT_THAT(Acquire({{"x", ""}}), HasReason(Reason::kAdapterNotFound));
   EXPECT_EQ(budget_->used(), BytesOf(content_));
@@ -47,21 +48,25 @@ TEST_P(UnloadTest, TheAnswerWaitsForTheLastHandle) {
 TEST_P(UnloadTest, TheBytesAreFreeBeforeTheAnswer) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
-  int64_t used_when_answered = -1;
+  Pending<int64_t> used;
   registry_->Unload(UnloadOf("x"),
-                    [&](absl::StatusOr<UnloadResult>) { used_when_answered = budget_->used(); });
+                    [&, answer = used.Callback()](absl::StatusOr<UnloadResult>) mutable {
+                      answer(budget_->used());
+                    });
   handles.clear();
-  EXPECT_EQ(used_when_answered, 0);
+  EXPECT_EQ(used.Wait().value(), 0);
 }
 
 TEST_P(UnloadTest, TheAnswerMayUseTheRegistry) {
   ASSERT_THAT(Load(Request("x")), IsOk());
   ASSERT_OK_AND_ASSIGN(Handles handles, Acquire({{"x", ""}}));
-  bool listed = false;
+  Pending<bool> empty;
   registry_->Unload(UnloadOf("x"),
-                    [&](absl::StatusOr<UnloadResult>) { listed = registry_->List().empty(); });
+                    [&, answer = empty.Callback()](absl::StatusOr<UnloadResult>) mutable {
+                      answer(registry_->List({}).adapters.empty());
+                    });
   handles.clear();
-  EXPECT_TRUE(listed);
+  EXPECT_TRUE(empty.Wait().value());
 }
 
 TEST_P(UnloadTest, DrainingRevisionsAreWaitedForToo) {
@@ -72,8 +77,8 @@ TEST_P(UnloadTest, DrainingRevisionsAreWaitedForToo) {
   ASSERT_OK_AND_ASSIGN(Handles old, Acquire({{"x", ""}}));
   ASSERT_THAT(Load(Replacing(Request("x", "two"))), IsOk());
   StartedUnload unload = StartUnload(UnloadOf("x"));
+  SpinUntil([&] { return Names().empty() && budget_->used() == BytesOf(content_); });
   EXPECT_FALSE(unload.pending.answered());
-  EXPECT_EQ(budget_->used(), BytesOf(content_));
   old.clear();
   ASSERT_OK_AND_ASSIGN(const UnloadResult result, unload.pending.Wait());
   EXPECT_EQ(result.freed_bytes, BytesOf(content_) + BytesOf(two));

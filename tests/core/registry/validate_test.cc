@@ -105,6 +105,7 @@ TEST_P(ValidateTest, WhatIsLoadedAlreadyNeedsNoRoom) {
   LoadRequest options = Replacing(Request("x"));
   options.pinned = true;
   EXPECT_TRUE(Validate(options).fits);
+  ASSERT_OK_AND_ASSIGN(const Handles handles, Acquire({{"x", ""}}));
   EXPECT_FALSE(Validate(Request("y")).fits);
 }
 
