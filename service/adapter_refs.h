@@ -40,9 +40,9 @@ struct ResolvedModule {
   int64_t pair = 0;  // the expert, of a module that holds several
 };
 
-// Finds `selector` in the adapter behind `handle`. Nullopt when that is empty, and when the module is
-// not targeted and that is to be skipped; else MODULE_NOT_TARGETED. INVALID_FIELD for an expert that is missing, not there or
-// not asked for. Errors name adapter and field.
+// Finds `selector` in the adapter behind `handle`. Nullopt when that is empty, and when the module
+// is not targeted and that is to be skipped; else MODULE_NOT_TARGETED. INVALID_FIELD for an expert
+// that is missing, not there or not asked for. Errors name adapter and field.
 absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle& handle,
                                                             const AdapterRef& ref,
                                                             const ModuleSelector& selector,

@@ -164,8 +164,8 @@ grpc::ServerUnaryReactor* AdapterService::ListAdapters(grpc::CallbackServerConte
   plane_.control_pool.Submit([this, call, request, response] {
     call->Run(*response, [&]() -> absl::Status {
       ASSIGN_OR_RETURN(const ListingPage page, ReadListing(*request));
-      FillListing(page, plane_.registry.List(page.query), plane_.registry.totals(),
-                  request->view(), *response);
+      FillListing(page, plane_.registry.List(page.query), plane_.registry.totals(), request->view(),
+                  *response);
       return absl::OkStatus();
     });
   });

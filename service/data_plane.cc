@@ -23,7 +23,8 @@ void RunWithAdapters(DataPlane& plane, std::shared_ptr<RpcCall> call,
     plane.workers.Submit(
         [call, &response, run = std::move(run)]() mutable { call->Run(response, std::move(run)); });
   };
-  AdapterRegistry::TicketPtr ticket = plane.registry.Acquire(std::move(refs), skip_disabled, std::move(acquired));
+  AdapterRegistry::TicketPtr ticket =
+      plane.registry.Acquire(std::move(refs), skip_disabled, std::move(acquired));
   call->WhenCancelled([&plane, ticket] { plane.registry.Cancel(ticket); });
 }
 

@@ -111,8 +111,7 @@ class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
         what.unload
             ? registry_.Unload(*what.unload,
                                [finish](const auto& result) { finish(result.status()); })
-            : registry_.Load(*what.load,
-                             [finish](const auto& result) { finish(result.status()); });
+            : registry_.Load(*what.load, [finish](const auto& result) { finish(result.status()); });
     bool cancelled;
     {
       absl::MutexLock lock(&mutex_);

@@ -310,8 +310,7 @@ bool Server::Drain() {
   parts_->logger.Log(LogLevel::kInfo, "draining");
   absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
   parts_->environment.open_calls.Close();
-  const absl::Time cut =
-      absl::Now() + std::min(kWatchersTimeout, (deadline - absl::Now()) / 2);
+  const absl::Time cut = absl::Now() + std::min(kWatchersTimeout, (deadline - absl::Now()) / 2);
   parts_->adapter_service.watchers().End();
   if (!parts_->environment.open_calls.AwaitNone(cut)) parts_->adapter_service.watchers().Cut();
   const bool clean = parts_->environment.open_calls.AwaitNone(deadline);

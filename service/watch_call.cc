@@ -45,8 +45,8 @@ absl::Status Watchers::Add(std::shared_ptr<WatchCall> watch) {
   absl::MutexLock lock(&mutex_);
   if (ended_) return Draining();
   if (watches_.size() >= kMaxWatchers) {
-    return Error(Reason::kOverloaded, fmt::format("{} watches are open, the most that may be",
-                                                  watches_.size()));
+    return Error(Reason::kOverloaded,
+                 fmt::format("{} watches are open, the most that may be", watches_.size()));
   }
   watches_.insert(std::move(watch));
   return absl::OkStatus();

@@ -90,12 +90,12 @@ class WatchCall final : public grpc::ServerWriteReactor<v1::WatchAdaptersRespons
   std::atomic<bool> woken_{false};   // a step is queued
 
   absl::Mutex mutex_;
-  int64_t position_ ABSL_GUARDED_BY(mutex_) = 0;   // of the last event sent
-  v1::WatchAdaptersResponse message_;              // constant while writing_
+  int64_t position_ ABSL_GUARDED_BY(mutex_) = 0;  // of the last event sent
+  v1::WatchAdaptersResponse message_;             // constant while writing_
   int64_t written_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  absl::Status end_ ABSL_GUARDED_BY(mutex_);       // not OK: what it is to end with
-  bool writing_ ABSL_GUARDED_BY(mutex_) = false;   // gRPC has message_
-  bool cutting_ ABSL_GUARDED_BY(mutex_) = false;   // context_ is in use
+  absl::Status end_ ABSL_GUARDED_BY(mutex_);      // not OK: what it is to end with
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;  // gRPC has message_
+  bool cutting_ ABSL_GUARDED_BY(mutex_) = false;  // context_ is in use
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
