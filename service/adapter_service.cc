@@ -193,8 +193,9 @@ grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerCont
   const bool allow_missing = request->allow_missing();
   auto ticket = plane_.registry.Unload(std::move(unload), [this, call, response, allow_missing](
                                                               absl::StatusOr<UnloadResult> result) {
-    if (result.ok()) plane_.Released(result->freed_bytes);
+    // A call that was given up may be over, and the server with it: the next release clears away.
     if (!call->Claim()) return;
+    if (result.ok()) plane_.Released(result->freed_bytes);
     absl::Status status = result.status();
     if (result.ok()) {
       response->set_freed_bytes(result->freed_bytes);
