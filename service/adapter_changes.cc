@@ -38,13 +38,17 @@ absl::StatusOr<UpdatedFields> FieldsOf(const v1::UpdateAdapterRequest& request) 
   return fields;
 }
 
-// Answers with the adapter after the change.
+// Answers with the adapter after the change, with which a revision may have gone.
 template <typename Response>
-AdapterRegistry::Done<AdapterSnapshot> AnswerWithAdapter(std::shared_ptr<RpcCall> call,
+AdapterRegistry::Done<AdapterSnapshot> AnswerWithAdapter(ControlPlane& plane,
+                                                         std::shared_ptr<RpcCall> call,
                                                          Response* response) {
-  return [call = std::move(call), response](absl::StatusOr<AdapterSnapshot> adapter) {
+  return [&plane, call = std::move(call), response](absl::StatusOr<AdapterSnapshot> adapter) {
     if (!call->Claim()) return;
-    if (adapter.ok()) ToProto(*adapter, v1::ADAPTER_VIEW_BASIC, *response->mutable_adapter());
+    if (adapter.ok()) {
+      plane.Released(0);
+      ToProto(*adapter, v1::ADAPTER_VIEW_BASIC, *response->mutable_adapter());
+    }
     call->Answer(adapter.status(), response);
   };
 }
@@ -91,7 +95,8 @@ grpc::ServerUnaryReactor* AdapterService::UpdateAdapter(grpc::CallbackServerCont
     Refuse(*call, update.status());
     return call.get();
   }
-  auto ticket = plane_.registry.Update(*std::move(update), AnswerWithAdapter(call, response));
+  auto ticket =
+      plane_.registry.Update(*std::move(update), AnswerWithAdapter(plane_, call, response));
   call->WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
   return call.get();
 }
@@ -106,7 +111,7 @@ grpc::ServerUnaryReactor* AdapterService::RollbackAdapter(grpc::CallbackServerCo
     return call.get();
   }
   auto ticket = plane_.registry.Rollback(request->name(), request->revision(),
-                                         AnswerWithAdapter(call, response));
+                                         AnswerWithAdapter(plane_, call, response));
   call->WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
   return call.get();
 }
@@ -121,7 +126,7 @@ grpc::ServerUnaryReactor* AdapterService::SetAlias(grpc::CallbackServerContext* 
     return call.get();
   }
   auto ticket = plane_.registry.SetAlias(request->name(), request->alias(), request->revision(),
-                                         AnswerWithAdapter(call, response));
+                                         AnswerWithAdapter(plane_, call, response));
   call->WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
   return call.get();
 }
@@ -135,9 +140,8 @@ grpc::ServerUnaryReactor* AdapterService::ReconcileAdapters(
     Refuse(*call, Error(Reason::kDraining, "the server is shutting down"));
     return call.get();
   }
-  plane_.control_pool.Submit([this, call, request, response] {
-    Reconcile(plane_.registry, plane_.control_pool, call, *request, *response);
-  });
+  plane_.control_pool.Submit(
+      [this, call, request, response] { Reconcile(plane_, call, *request, *response); });
   return call.get();
 }
 

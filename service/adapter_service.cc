@@ -72,6 +72,13 @@ absl::Status FillValidation(const ValidationResult& result, v1::ValidateAdapterR
 
 }  // namespace
 
+void ControlPlane::Released(int64_t freed_bytes) {
+  if (freed_bytes >= kTrimBytes) {
+    io_pool.Submit([] { malloc_trim(0); });
+  }
+  collector.Request([] {});
+}
+
 AdapterService::AdapterService(ControlPlane& plane)
     : plane_(plane),
       load_(plane.environment.metrics.Rpc(kService, "LoadAdapter")),
@@ -113,7 +120,7 @@ grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContex
           ToProto(result->adapter, request->view(), *response->mutable_adapter());
           response->set_already_loaded(result->already_loaded);
           response->set_replaced_revision(result->replaced_revision);
-          if (!result->replaced_revision.empty()) plane_.collector.Request([] {});
+          if (!result->replaced_revision.empty()) plane_.Released(0);
         }
         call->Answer(result.status(), response);
       });
@@ -186,11 +193,9 @@ grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerCont
   const bool allow_missing = request->allow_missing();
   auto ticket = plane_.registry.Unload(std::move(unload), [this, call, response, allow_missing](
                                                               absl::StatusOr<UnloadResult> result) {
-    if (result.ok() && result->freed_bytes >= kTrimBytes) {
-      plane_.io_pool.Submit([] { malloc_trim(0); });
-    }
-    if (result.ok()) plane_.collector.Request([] {});
+    // A call that was given up may be over, and the server with it: the next release clears away.
     if (!call->Claim()) return;
+    if (result.ok()) plane_.Released(result->freed_bytes);
     absl::Status status = result.status();
     if (result.ok()) {
       response->set_freed_bytes(result->freed_bytes);

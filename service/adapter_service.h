@@ -26,6 +26,10 @@ struct ControlPlane {
   ContentStore* content;  // of uploads; null: there is no folder to write to
   ContentCollector& collector;
   const int64_t max_upload_bytes;
+
+  // To be told when revisions went, and how many bytes were freed by it: what was uploaded for them
+  // is removed, and memory goes back to the system. Hands over to other threads.
+  void Released(int64_t freed_bytes);
 };
 
 // Handlers run on gRPC's threads and only check and hand over.

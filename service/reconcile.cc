@@ -57,10 +57,10 @@ absl::StatusOr<std::vector<LoadRequest>> DesiredOf(const v1::ReconcileAdaptersRe
 // it. Callbacks of the registry may run within its methods, so each only hands over to the pool.
 class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
  public:
-  ReconcileRun(AdapterRegistry& registry, ThreadPool& pool, std::shared_ptr<RpcCall> call,
+  ReconcileRun(ControlPlane& plane, std::shared_ptr<RpcCall> call,
                v1::ReconcileAdaptersResponse& response, std::vector<ReconcileStep> steps)
-      : registry_(registry),
-        pool_(pool),
+      : plane_(plane),
+        registry_(plane.registry),
         call_(std::move(call)),
         response_(response),
         steps_(std::move(steps)),
@@ -103,15 +103,19 @@ class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
   }
 
   void Begin(size_t step) ABSL_LOCKS_EXCLUDED(mutex_) {
-    const auto finish = [run = shared_from_this(), step](const absl::Status& status) {
-      run->Finished(step, status);
-    };
     const ReconcileStep& what = steps_[step];
-    AdapterRegistry::TicketPtr ticket =
-        what.unload
-            ? registry_.Unload(*what.unload,
-                               [finish](const auto& result) { finish(result.status()); })
-            : registry_.Load(*what.load, [finish](const auto& result) { finish(result.status()); });
+    auto run = shared_from_this();
+    AdapterRegistry::TicketPtr ticket;
+    if (what.unload) {
+      ticket =
+          registry_.Unload(*what.unload, [run, step](const absl::StatusOr<UnloadResult>& result) {
+            run->Finished(step, result.status(), result.ok() ? result->freed_bytes : 0);
+          });
+    } else {
+      ticket = registry_.Load(*what.load, [run, step](const absl::StatusOr<LoadResult>& result) {
+        run->Finished(step, result.status(), 0);
+      });
+    }
     bool cancelled;
     {
       absl::MutexLock lock(&mutex_);
@@ -121,13 +125,15 @@ class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
     if (cancelled) registry_.Cancel(ticket);
   }
 
-  // Once it is cancelled the call may be over, and the pool with it: hence under the lock.
-  void Finished(size_t step, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_) {
+  // Once it is cancelled the call may be over, and the plane with it: hence under the lock.
+  void Finished(size_t step, const absl::Status& status, int64_t freed_bytes)
+      ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     ++done_;
+    freed_bytes_ += freed_bytes;
     running_.erase(step);
     results_[step] = status;
-    if (!cancelled_) pool_.Submit([run = shared_from_this()] { run->Advance(); });
+    if (!cancelled_) plane_.control_pool.Submit([run = shared_from_this()] { run->Advance(); });
   }
 
   bool AllDone() ABSL_LOCKS_EXCLUDED(mutex_) {
@@ -138,6 +144,7 @@ class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
   void Answer() ABSL_LOCKS_EXCLUDED(mutex_) {
     call_->Run(response_, [&]() -> absl::Status {
       absl::MutexLock lock(&mutex_);
+      if (!order_.empty()) plane_.Released(freed_bytes_);
       for (size_t i = 0; i < steps_.size(); ++i) {
         Fill(steps_[i], results_[i].value_or(absl::OkStatus()));
       }
@@ -156,8 +163,8 @@ class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
                                kMaxChangeErrorBytes));
   }
 
+  ControlPlane& plane_;  // while the call is open
   AdapterRegistry& registry_;
-  ThreadPool& pool_;
   const std::shared_ptr<RpcCall> call_;
   v1::ReconcileAdaptersResponse& response_;
   const std::vector<ReconcileStep> steps_;
@@ -167,6 +174,7 @@ class ReconcileRun : public std::enable_shared_from_this<ReconcileRun> {
   absl::Mutex mutex_;
   size_t begun_ ABSL_GUARDED_BY(mutex_) = 0;  // of order_
   size_t done_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t freed_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<size_t, AdapterRegistry::TicketPtr> running_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::optional<absl::Status>> results_ ABSL_GUARDED_BY(mutex_);  // of each step
@@ -188,19 +196,19 @@ absl::StatusOr<std::vector<ReconcileStep>> Plan(const AdapterRegistry& registry,
 
 }  // namespace
 
-void Reconcile(AdapterRegistry& registry, ThreadPool& pool, std::shared_ptr<RpcCall> call,
+void Reconcile(ControlPlane& plane, std::shared_ptr<RpcCall> call,
                const v1::ReconcileAdaptersRequest& request,
                v1::ReconcileAdaptersResponse& response) {
   std::vector<ReconcileStep> steps;
   absl::AnyInvocable<absl::Status()> plan = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(steps, Plan(registry, request));
+    ASSIGN_OR_RETURN(steps, Plan(plane.registry, request));
     return absl::OkStatus();
   };
   if (const absl::Status status = GuardedCall(plan); !status.ok()) {
     if (call->Claim()) call->Answer(status);
     return;
   }
-  auto run = std::make_shared<ReconcileRun>(registry, pool, call, response, std::move(steps));
+  auto run = std::make_shared<ReconcileRun>(plane, call, response, std::move(steps));
   call->WhenCancelled([run] { run->Cancel(); });
   run->Advance();
 }

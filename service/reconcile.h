@@ -5,8 +5,7 @@
 #include <memory>
 
 #include "adapterd/v1/adapter_service.pb.h"
-#include "core/base/thread_pool.h"
-#include "core/registry/adapter_registry.h"
+#include "service/adapter_service.h"
 #include "service/rpc_call.h"
 
 namespace adapterd {
@@ -20,9 +19,9 @@ inline constexpr size_t kMaxChangeErrorBytes = 256;
 
 // Answers `call`: INVALID_FIELD for specs that no load would take, too many and a name twice; else
 // with all changes, once they are made. Unloads go first, so that their memory is there. When the
-// caller goes away the loads that nobody else waits for are dropped. Runs on `pool`, which outlives
-// the call.
-void Reconcile(AdapterRegistry& registry, ThreadPool& pool, std::shared_ptr<RpcCall> call,
+// caller goes away the loads that nobody else waits for are dropped. To be called on the control
+// pool, where it goes on; waits for nothing.
+void Reconcile(ControlPlane& plane, std::shared_ptr<RpcCall> call,
                const v1::ReconcileAdaptersRequest& request,
                v1::ReconcileAdaptersResponse& response);
 

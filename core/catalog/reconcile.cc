@@ -19,7 +19,8 @@ bool HasDigest(const AdapterSnapshot& adapter, const std::string& expected) {
 }
 
 // Names of what differs, as in the spec.
-std::vector<std::string_view> Differences(const LoadRequest& desired, const AdapterSnapshot& found) {
+std::vector<std::string_view> Differences(const LoadRequest& desired,
+                                          const AdapterSnapshot& found) {
   std::vector<std::string_view> names;
   const auto compare = [&](bool equal, std::string_view name) {
     if (!equal) names.push_back(name);
@@ -94,9 +95,8 @@ std::vector<ReconcileStep> PlanReconcile(const std::vector<LoadRequest>& desired
   for (const auto& [name, adapter] : others) {
     if (prune && adapter->owner == AdapterOwner::kClients) steps.push_back(PruneStep(*adapter));
   }
-  std::sort(steps.begin(), steps.end(), [](const ReconcileStep& a, const ReconcileStep& b) {
-    return a.name < b.name;
-  });
+  std::sort(steps.begin(), steps.end(),
+            [](const ReconcileStep& a, const ReconcileStep& b) { return a.name < b.name; });
   return steps;
 }
 

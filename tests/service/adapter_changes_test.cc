@@ -31,21 +31,36 @@ TEST(UpdateRequestTest, TheMaskDecidesWhatChanges) {
       {[](Update&) {}, {}, {}, {}},
       {[](Update& u) { u.set_enabled(false); }, false, {}, {}},
       {[](Update& u) { u.set_pinned(true); }, {}, true, {}},
-      {[](Update& u) { u.mutable_update_mask(); u.set_pinned(false); }, {}, false, {}},
+      {[](Update& u) {
+         u.mutable_update_mask();
+         u.set_pinned(false);
+       },
+       {},
+       false,
+       {}},
       {[&](Update& u) { mask(u, {"enabled"}); }, true, {}, {}},
-      {[&](Update& u) { mask(u, {"pinned", "pinned"}); }, {}, false, {}},
+      {[&](Update& u) {
+         mask(u, {"pinned", "pinned"});
+       },
+       {},
+       false,
+       {}},
       {[&](Update& u) { mask(u, {"labels"}); }, {}, {}, Labels{}},
       {[&](Update& u) {
          mask(u, {"labels"});
          (*u.mutable_labels())["k"] = "v";
        },
-       {}, {}, Labels{{"k", "v"}}},
+       {},
+       {},
+       Labels{{"k", "v"}}},
       {[&](Update& u) {
          mask(u, {"pinned"});
          u.set_enabled(false);
          u.set_pinned(true);
        },
-       {}, true, {}},
+       {},
+       true,
+       {}},
       {[&](Update& u) {
          mask(u, {"labels", "enabled", "pinned"});
          u.set_enabled(false);

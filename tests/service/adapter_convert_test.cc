@@ -51,9 +51,8 @@ TEST(RefFromProtoTest, BadNamesAndRevisionsNameTheField) {
     EXPECT_THAT(status, HasReason(Reason::kInvalidField)) << name;
     EXPECT_THAT(status, HasErrorMetadata("field", "adapters[3].name")) << name;
   }
-  for (const std::string& revision :
-       {std::string("a"), std::string(63, 'a'), std::string(65, 'a'), std::string(64, 'A'),
-        std::string(64, 'g')}) {
+  for (const std::string& revision : {std::string("a"), std::string(63, 'a'), std::string(65, 'a'),
+                                      std::string(64, 'A'), std::string(64, 'g')}) {
     v1::AdapterRef ref = NamedRef("a");
     ref.set_revision(revision);
     const absl::Status status = RefFromProto(ref, "adapter").status();

@@ -66,9 +66,8 @@ TEST_F(ReconcileServiceTest, WhatIsDesiredIsThereAndASecondCallChangesNothing) {
   Want(request, "kept", "three").set_expected_digest(RevisionOf("three"));
   request.set_prune(true);
   request.set_dry_run(true);
-  const auto expected =
-      ElementsAre(std::pair("changed", kReplace), std::pair("gone", kUnload),
-                  std::pair("kept", kUnchanged), std::pair("new", kLoad));
+  const auto expected = ElementsAre(std::pair("changed", kReplace), std::pair("gone", kUnload),
+                                    std::pair("kept", kUnchanged), std::pair("new", kLoad));
   const int64_t before = server_.registry().events().last_sequence();
   EXPECT_THAT(Run(request), expected);
   EXPECT_EQ(server_.registry().events().last_sequence(), before);
@@ -83,9 +82,9 @@ TEST_F(ReconcileServiceTest, WhatIsDesiredIsThereAndASecondCallChangesNothing) {
   EXPECT_TRUE(Get("new").pinned());
 
   const int64_t after = server_.registry().events().last_sequence();
-  EXPECT_THAT(Run(request), ElementsAre(std::pair("changed", kUnchanged),
-                                        std::pair("kept", kUnchanged),
-                                        std::pair("new", kUnchanged)));
+  EXPECT_THAT(Run(request),
+              ElementsAre(std::pair("changed", kUnchanged), std::pair("kept", kUnchanged),
+                          std::pair("new", kUnchanged)));
   EXPECT_EQ(server_.registry().events().last_sequence(), after);
 }
 
@@ -143,9 +142,9 @@ TEST_F(ReconcileServiceTest, WhatFailsIsInItsChangeAndTheOthersAreMade) {
   Want(request, "good", "two");
   Want(request, "missing", "nowhere");
   Want(request, "replaced", "two").set_expected_digest(RevisionOf("other"));
-  EXPECT_THAT(Run(request), ElementsAre(std::pair("bad", kLoad), std::pair("good", kLoad),
-                                        std::pair("missing", kLoad),
-                                        std::pair("replaced", kReplace)));
+  EXPECT_THAT(Run(request),
+              ElementsAre(std::pair("bad", kLoad), std::pair("good", kLoad),
+                          std::pair("missing", kLoad), std::pair("replaced", kReplace)));
   EXPECT_THAT(errors_, SizeIs(3));
   EXPECT_THAT(errors_["bad"], StartsWith("NON_FINITE_WEIGHTS: "));
   EXPECT_LE(errors_["bad"].size(), kMaxChangeErrorBytes);
@@ -244,17 +243,19 @@ TEST_F(ReconcileServiceTest, ACallerThatLeavesTakesItsLoadsAlong) {
   grpc::ClientContext context;
   v1::ReconcileAdaptersResponse response;
   Pending<bool> ended;
-  const auto done = std::make_shared<absl::AnyInvocable<void(absl::StatusOr<bool>)>>(
-      ended.Callback());
+  const auto done =
+      std::make_shared<absl::AnyInvocable<void(absl::StatusOr<bool>)>>(ended.Callback());
   server_.adapters().async()->ReconcileAdapters(
       &context, &request, &response, [done](const grpc::Status& status) {
         (*done)(status.error_code() == grpc::StatusCode::CANCELLED);
       });
   sources_["a10"].read_gate.AwaitVisitor();
+  SpinUntil([&] { return server_.registry().totals().adapters == kMaxReconcileLoads; });
   context.TryCancel();
   EXPECT_TRUE(ended.Wait().value());
-  sources_.OpenAllGates();
+  // The client knows before the server does, which gives the loads up when it ends the call.
   EXPECT_TRUE(server_.AwaitNoCalls(kTestPatience));
+  sources_.OpenAllGates();
   SpinUntil([&] { return server_.registry().totals().adapters == 0; });
   EXPECT_EQ(server_.used_bytes(), 0);
 }

@@ -1,9 +1,8 @@
 // WatchAdapters: every change once and in order, from any place that is remembered.
-#include "service/watch_call.h"
-
 #include <set>
 #include <thread>
 
+#include "service/watch_call.h"
 #include "tests/service/fake_adapters_fixture.h"
 
 namespace adapterd {

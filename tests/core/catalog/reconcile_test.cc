@@ -63,7 +63,9 @@ TEST(ReconcileTest, WhatIsThereIsHeldAgainstItsSpec) {
        }},
       {"another source", kReplace, [](auto& d, auto&) { d.source.source = "other"; }},
       {"another source", kReplace,
-       [](auto&, auto& a) { a.source_spec = {"", "base", "checkpoint", "stored"}; }},
+       [](auto&, auto& a) {
+         a.source_spec = {"", "base", "checkpoint", "stored"};
+       }},
       {"another base_model", kReplace, [](auto& d, auto&) { d.source.base_model = "other"; }},
       {"another base_checkpoint", kReplace,
        [](auto& d, auto&) { d.source.base_checkpoint = "other"; }},
@@ -141,8 +143,8 @@ TEST(ReconcileTest, PruningUnloadsWhatClientsLoadedAndNobodyPinned) {
 
 TEST(ReconcileTest, ThePlanIsByName) {
   std::vector<std::string> names;
-  for (const ReconcileStep& step :
-       PlanReconcile({Desired("d"), Desired("a"), Desired("c")}, {Loaded("b"), Loaded("c")}, true)) {
+  for (const ReconcileStep& step : PlanReconcile({Desired("d"), Desired("a"), Desired("c")},
+                                                 {Loaded("b"), Loaded("c")}, true)) {
     names.push_back(step.name);
   }
   EXPECT_THAT(names, ElementsAre("a", "b", "c", "d"));
