@@ -25,7 +25,8 @@ using ::testing::Pair;
 using ::testing::UnorderedElementsAre;
 
 const FileList kFiles = {{"b", "second"}, {"a", std::string("\0x", 2)}};
-// printf 'adapterd-content-v1\na\0002\000%s\nb\0006\000%s\n' $(printf '\0x' | sha256sum | cut -c-64)
+// printf 'adapterd-content-v1\na\0002\000%s\nb\0006\000%s\n' $(printf '\0x' | sha256sum | cut
+// -c-64)
 // $(printf second | sha256sum | cut -c-64) | sha256sum
 constexpr char kKey[] = "9e39b3a4a83776819ae4f44fb711bc279d261a3339b44ef2ca47dca669e056e2";
 
@@ -160,9 +161,16 @@ TEST_F(ContentStoreTest, ATemporaryStoreGoesWithItsFolder) {
 }
 
 TEST_F(ContentStoreTest, FileNamesAreNoPaths) {
-  const std::vector<std::string> bad = {
-      "", ".", "..", "/", "a/b", "/etc/passwd", "../a", "a/", std::string("a\0b", 3),
-      std::string(256, 'n')};
+  const std::vector<std::string> bad = {"",
+                                        ".",
+                                        "..",
+                                        "/",
+                                        "a/b",
+                                        "/etc/passwd",
+                                        "../a",
+                                        "a/",
+                                        std::string("a\0b", 3),
+                                        std::string(256, 'n')};
   for (const std::string& name : bad) {
     ASSERT_OK_AND_ASSIGN(const auto incoming, store_->Begin(kPlenty));
     const absl::Status status = incoming->Append(name, "x");
