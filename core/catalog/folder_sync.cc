@@ -205,6 +205,8 @@ void FolderSync::TakeEnded(absl::Duration now) {
   for (const Ended& each : ended) {
     const auto it = entries_.find(each.name);  // there, because what runs is kept
     Take(each, it->second, now);
+    // An unload that failed would fail again: the next scan is soon enough.
+    if (!each.is_load && !each.status.ok()) continue;
     // The folder may have moved on meanwhile.
     if (!Decide(it->first, it->second, now)) entries_.erase(it);
   }
@@ -214,8 +216,10 @@ void FolderSync::Take(const Ended& ended, Entry& entry, absl::Duration now) {
   entry.is_running = false;
   entry.cancel = nullptr;
   if (!ended.is_load) {
-    Report(FolderEvent::Kind::kUnloaded, ended.name);
-    entry.tried.reset();
+    if (ended.status.ok()) {
+      Report(FolderEvent::Kind::kUnloaded, ended.name);
+      entry.tried.reset();
+    }
     return;
   }
   --loads_running_;

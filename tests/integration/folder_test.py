@@ -69,7 +69,8 @@ class StartTest(FolderTest):
             self.assertEqual(self.revision("french"),
                              PeftAdapter(self.watched / "french").revision())
             self.assertEqual(self.client.get("french").source, "french")
-            self.server.stop()
+            self.server.terminate()
+            self.assertEqual(self.server.wait(), (0, ""))
 
     def test_a_folder_that_is_missing_ends_the_start(self):
         (self.outside / "file").write_text("")

@@ -25,12 +25,14 @@ class FakeRegistry {
       return Load(std::move(request), std::move(done));
     };
     actions.unload = [this](UnloadRequest request, FolderActions::Done done) {
+      absl::Status status;
       {
         const absl::MutexLock lock(&mutex_);
         unloads_.push_back(request);
-        adapters_.erase(request.name);
+        status = failures_[request.name];
+        if (status.ok()) adapters_.erase(request.name);
       }
-      done(absl::OkStatus());
+      done(status);
     };
     actions.get = [this](const std::string& name) { return Get(name); };
     return actions;
@@ -42,7 +44,7 @@ class FakeRegistry {
     hold_ = hold;
   }
 
-  // What loads of `name` end with from now on.
+  // What loads and unloads of `name` end with from now on.
   void Fail(const std::string& name, absl::Status status) {
     const absl::MutexLock lock(&mutex_);
     failures_[name] = std::move(status);

@@ -401,6 +401,20 @@ TEST_F(FolderSyncTest, ItHasSettledWhenWhatWasThereFirstIsLoadedOrHasFailed) {
   EXPECT_TRUE(sync_->settled());
 }
 
+TEST_F(FolderSyncTest, AnUnloadThatFailsIsTriedAgainAtTheNextScan) {
+  Write("a/weights");
+  Sync();
+  registry_.Fail("a", Error(Reason::kDraining, "not now"));
+  Remove("a");
+  Sync();
+  EXPECT_THAT(registry_.unloads(), SizeIs(1));
+  EXPECT_THAT(Told(), IsEmpty());
+  registry_.Fail("a", absl::OkStatus());
+  ScanAfter(absl::Seconds(5));
+  EXPECT_THAT(registry_.Names(), IsEmpty());
+  EXPECT_THAT(Told(), ElementsAre(Pair(Kind::kUnloaded, "a")));
+}
+
 TEST_F(FolderSyncTest, TheEndCancelsWhatRuns) {
   registry_.Hold(true);
   Write("a/weights");
