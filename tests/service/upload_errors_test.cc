@@ -93,7 +93,7 @@ TEST_F(UploadErrorsTest, StartsThatAreRefused) {
     each.change(*start.mutable_start());
     const Response reply = Upload(start, AdapterFiles(1));
     EXPECT_THAT(reply.status, IsRpcError(each.reason));
-    EXPECT_THAT(reply.status, HasRpcMetadata("field", each.field));
+    EXPECT_THAT(reply.status, HasRpcMetadata("field", "start." + each.field));
     ExpectNothingLeft();
   }
 }
