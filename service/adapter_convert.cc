@@ -5,96 +5,39 @@
 #include <cmath>
 
 #include "core/base/error.h"
-#include "core/base/name.h"
 #include "core/base/status_macros.h"
+#include "service/labels.h"
 #include "service/status_convert.h"
 #include "service/tensor_convert.h"
 
 namespace adapterd {
 namespace {
 
-constexpr size_t kDigestDigits = 64;
-constexpr size_t kMaxQuotedBytes = 140;  // of a caller's text in a message
-
-bool IsAlnum(char c) {
-  return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
-}
-
-absl::Status Invalid(const std::string& field, const std::string& expected,
-                     const std::string& found) {
-  const std::string clamped = ClampUtf8(found, kMaxQuotedBytes);
-  return Error(Reason::kInvalidField,
-               fmt::format("{}: expected {}, found \"{}\"", field, expected, clamped))
-      .With("field", field)
-      .With("expected", expected)
-      .With("actual", clamped);
-}
-
-bool IsDigest(const std::string& text) {
-  return text.size() == kDigestDigits &&
-         text.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
-
-// Letters, digits, '-', '_', '.'; begins and ends with a letter or digit (Kubernetes' syntax).
-bool IsLabelWord(const std::string& text, const std::string& more = "") {
-  if (text.empty() || !IsAlnum(text.front()) || !IsAlnum(text.back())) return false;
-  for (char c : text) {
-    if (!IsAlnum(c) && std::string("-_." + more).find(c) == std::string::npos) return false;
+// AdapterSpec and its relatives have the same fields; an upload has no source, and only a load may
+// replace. `prefix` goes before the fields' names in errors.
+template <typename Spec>
+absl::StatusOr<LoadRequest> ReadLoadRequest(const Spec& spec, const std::string& prefix) {
+  RETURN_IF_ERROR(CheckAdapterName(spec.name(), prefix + "name"));
+  if (!spec.hosted_base().empty()) return NotImplemented(prefix + "hosted_base");
+  if (spec.has_head_counts()) return NotImplemented(prefix + "head_counts");
+  if (!spec.expected_digest().empty()) {
+    RETURN_IF_ERROR(CheckDigest(spec.expected_digest(), prefix + "expected_digest"));
   }
-  return true;
-}
-
-absl::Status CheckLabels(const google::protobuf::Map<std::string, std::string>& labels) {
-  if (labels.size() > kMaxLabels) {
-    return Invalid("labels", fmt::format("at most {} labels", kMaxLabels),
-                   std::to_string(labels.size()));
-  }
-  for (const auto& [key, value] : labels) {
-    if (key.size() > kMaxLabelKeyBytes || !IsLabelWord(key, "/")) {
-      return Invalid("labels", "a key of letters, digits, '-', '_', '.' and '/'", key);
-    }
-    if (value.size() > kMaxLabelValueBytes || (!value.empty() && !IsLabelWord(value))) {
-      return Invalid("labels",
-                     fmt::format("a value of at most {} letters, digits, '-', '_' and '.'",
-                                 kMaxLabelValueBytes),
-                     value);
-    }
-  }
-  return absl::OkStatus();
-}
-
-// All but the source.
-template <typename Request>
-absl::StatusOr<LoadRequest> ReadLoadOptions(const Request& request) {
-  RETURN_IF_ERROR(CheckAdapterName(request.name(), "name"));
-  if (!request.hosted_base().empty()) return NotImplemented("hosted_base");
-  if (request.has_head_counts()) return NotImplemented("head_counts");
-  if (!request.expected_digest().empty() && !IsDigest(request.expected_digest())) {
-    return Invalid("expected_digest", "64 lower-case hex digits", request.expected_digest());
-  }
-  RETURN_IF_ERROR(CheckLabels(request.labels()));
   LoadRequest load;
-  load.name = request.name();
-  load.source = {"", request.base_model(), request.base_checkpoint()};
-  load.expected_digest = request.expected_digest();
-  load.pinned = request.pinned();
-  load.labels = Labels(request.labels().begin(), request.labels().end());
-  load.replace = request.replace();
+  load.name = spec.name();
+  load.source.base_model = spec.base_model();
+  load.source.base_checkpoint = spec.base_checkpoint();
+  load.expected_digest = spec.expected_digest();
+  load.pinned = spec.pinned();
+  ASSIGN_OR_RETURN(load.labels, LabelsFromProto(spec.labels(), prefix + "labels"));
+  if constexpr (requires { spec.source(); }) {
+    if (spec.source().empty()) {
+      return FieldError(prefix + "source", "a path below an adapter root", "");
+    }
+    load.source.source = spec.source();
+  }
+  if constexpr (requires { spec.replace(); }) load.replace = spec.replace();
   return load;
-}
-
-template <typename Request>
-absl::StatusOr<LoadRequest> ReadLoadRequest(const Request& request) {
-  ASSIGN_OR_RETURN(LoadRequest load, ReadLoadOptions(request));
-  if (request.source().empty()) return Invalid("source", "a path below an adapter root", "");
-  load.source.source = request.source();
-  return load;
-}
-
-void SetTime(absl::Time time, google::protobuf::Timestamp& out) {
-  const int64_t ns = absl::ToUnixNanos(time);
-  out.set_seconds(ns / 1'000'000'000);
-  out.set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
 }
 
 v1::ModuleKind ToProto(ModuleKind kind) {
@@ -133,24 +76,34 @@ void AddModule(const ModuleInfo& module, v1::Adapter& out) {
   proto->set_lora_b_tensor(module.lora_b_tensor);
 }
 
-void FillFromManifest(const AdapterManifest& manifest, v1::Adapter& out) {
-  out.set_format(v1::ADAPTER_FORMAT_PEFT);
-  out.set_method(manifest.method);
-  out.set_base_model(manifest.base_model);
-  for (int32_t rank : manifest.ranks()) out.add_ranks(rank);
-  for (const std::string& target : manifest.target_modules()) out.add_target_modules(target);
-  out.set_layer_count(manifest.layer_count());
-  out.set_module_count(static_cast<int32_t>(manifest.modules.size()));
-  const int64_t parameters = manifest.parameter_count();
-  const int64_t original = manifest.original_parameter_count();
+void FillDescription(const AdapterDescription& description, v1::Adapter& out) {
+  switch (description.format) {
+    case AdapterFormat::kPeft:
+      out.set_format(v1::ADAPTER_FORMAT_PEFT);
+      break;
+  }
+  out.set_method(description.method);
+  out.set_base_model(description.base_model);
+  out.mutable_ranks()->Add(description.ranks.begin(), description.ranks.end());
+  out.mutable_target_modules()->Add(description.target_modules.begin(),
+                                    description.target_modules.end());
+  out.set_layer_count(description.layer_count);
+  out.set_module_count(description.module_count);
+  const int64_t parameters = description.parameter_count;
+  const int64_t original = description.original_parameter_count;
   out.set_parameter_count(parameters);
   out.set_original_parameter_count(original);
   if (parameters > 0) {
     out.set_compression_ratio(static_cast<double>(parameters) /
                               (static_cast<double>(original) + static_cast<double>(parameters)));
   }
-  out.set_file_bytes(manifest.file_bytes);
-  out.set_lora_dropout(manifest.lora_dropout);
+  out.set_file_bytes(description.file_bytes);
+  out.set_lora_dropout(description.lora_dropout);
+}
+
+void FillError(const absl::Status& status, v1::AdapterError& out) {
+  out.set_reason(std::string(ReasonName(GetErrorDetails(status).reason)));
+  out.set_message(ClampUtf8(std::string(status.message()), kMaxErrorMessageBytes));
 }
 
 }  // namespace
@@ -160,30 +113,29 @@ absl::Status NotImplemented(const std::string& field) {
       .With("field", field);
 }
 
-absl::Status CheckAdapterName(const std::string& name, const std::string& field) {
-  if (IsName(name)) return absl::OkStatus();
-  return Invalid(
-      field, "1 to 128 letters, digits, '_', '.' and '-' that begin with a letter, digit or '_'",
-      name);
-}
-
 absl::StatusOr<AdapterRef> RefFromProto(const v1::AdapterRef& ref, const std::string& field) {
-  const size_t at = ref.name().find('@');
-  if (at != std::string::npos && IsName(ref.name().substr(0, at)) &&
-      IsName(ref.name().substr(at + 1))) {
-    return NotImplemented(field + ".name with an alias");
+  AdapterRef out{ref.name(), ref.revision()};
+  const size_t at = out.name.find('@');
+  if (at == std::string::npos) {
+    RETURN_IF_ERROR(CheckAdapterName(out.name, field + ".name"));
+  } else {
+    out.alias = out.name.substr(at + 1);
+    out.name.resize(at);
+    if (!CheckAdapterName(out.name, field).ok() || !CheckAdapterName(out.alias, field).ok()) {
+      return FieldError(field + ".name",
+                        "NAME or NAME@ALIAS, each of 1 to 128 letters, digits, '_', '.' and '-' "
+                        "that begin with a letter, digit or '_'",
+                        ref.name());
+    }
   }
-  RETURN_IF_ERROR(CheckAdapterName(ref.name(), field + ".name"));
-  if (!ref.revision().empty() && !IsDigest(ref.revision())) {
-    return Invalid(field + ".revision", "64 lower-case hex digits", ref.revision());
-  }
-  return AdapterRef{ref.name(), ref.revision()};
+  if (!out.revision.empty()) RETURN_IF_ERROR(CheckDigest(out.revision, field + ".revision"));
+  return out;
 }
 
 absl::StatusOr<double> WeightFromProto(const v1::AdapterRef& ref, const std::string& field) {
   const double weight = ref.has_weight() ? ref.weight() : 1.0;
   if (std::isfinite(weight)) return weight;
-  return Invalid(field + ".weight", "a finite number", fmt::format("{}", weight));
+  return FieldError(field + ".weight", "a finite number", fmt::format("{}", weight));
 }
 
 absl::StatusOr<ModuleSelector> SelectorFromProto(const v1::ModuleSelector& selector,
@@ -196,15 +148,26 @@ absl::StatusOr<ModuleSelector> SelectorFromProto(const v1::ModuleSelector& selec
 }
 
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::LoadAdapterRequest& request) {
-  return ReadLoadRequest(request);
+  return ReadLoadRequest(request, "");
 }
 
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::ValidateAdapterRequest& request) {
-  return ReadLoadRequest(request);
+  return ReadLoadRequest(request, "");
 }
 
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::UploadStart& start) {
-  return ReadLoadOptions(start);
+  return ReadLoadRequest(start, "start.");
+}
+
+absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::AdapterSpec& spec,
+                                                 const std::string& field) {
+  return ReadLoadRequest(spec, field + ".");
+}
+
+void TimeToProto(absl::Time time, google::protobuf::Timestamp& out) {
+  const int64_t ns = absl::ToUnixNanos(time);
+  out.set_seconds(ns / 1'000'000'000);
+  out.set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
 }
 
 v1::AdapterState ToProto(AdapterState state) {
@@ -231,36 +194,32 @@ void ToProto(const AdapterSnapshot& snapshot, v1::AdapterView view, v1::Adapter&
   out.set_memory_bytes(snapshot.memory_bytes);
   out.mutable_labels()->insert(snapshot.labels.begin(), snapshot.labels.end());
   out.set_pinned(snapshot.pinned);
-  out.set_enabled(true);
+  out.set_enabled(snapshot.enabled);
   out.set_etag(snapshot.etag);
   out.set_use_count(snapshot.use_count);
   out.set_in_flight(snapshot.in_flight);
   if (snapshot.load_time) {
-    SetTime(*snapshot.load_time, *out.mutable_load_time());
+    TimeToProto(*snapshot.load_time, *out.mutable_load_time());
     const int64_t ns = absl::ToInt64Nanoseconds(snapshot.load_duration);
     out.mutable_load_duration()->set_seconds(ns / 1'000'000'000);
     out.mutable_load_duration()->set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
   }
-  if (snapshot.last_use_time) SetTime(*snapshot.last_use_time, *out.mutable_last_use_time());
-  for (const std::string& revision : snapshot.draining_revisions) {
-    out.add_draining_revisions(revision);
-  }
-  if (!snapshot.error.ok()) {
-    out.mutable_error()->set_reason(
-        std::string(ReasonName(GetErrorDetails(snapshot.error).reason)));
-    out.mutable_error()->set_message(std::string(snapshot.error.message()));
-  }
+  if (snapshot.last_use_time) TimeToProto(*snapshot.last_use_time, *out.mutable_last_use_time());
+  out.mutable_draining_revisions()->Add(snapshot.draining_revisions.begin(),
+                                        snapshot.draining_revisions.end());
+  out.mutable_aliases()->insert(snapshot.aliases.begin(), snapshot.aliases.end());
+  out.mutable_kept_revisions()->Add(snapshot.kept_revisions.begin(), snapshot.kept_revisions.end());
+  if (!snapshot.error.ok()) FillError(snapshot.error, *out.mutable_error());
   for (const std::string& warning : snapshot.warnings) {
     out.add_warnings(ClampUtf8(warning, kMaxErrorMessageBytes));
   }
+  if (snapshot.description != nullptr) FillDescription(*snapshot.description, out);
   if (snapshot.manifest == nullptr) return;
-  FillFromManifest(*snapshot.manifest, out);
-  if (view != v1::ADAPTER_VIEW_FULL && only == nullptr) return;
   if (only != nullptr) {
     for (size_t i : *only) AddModule(snapshot.manifest->modules[i], out);
-    return;
+  } else if (view == v1::ADAPTER_VIEW_FULL) {
+    for (const ModuleInfo& module : snapshot.manifest->modules) AddModule(module, out);
   }
-  for (const ModuleInfo& module : snapshot.manifest->modules) AddModule(module, out);
 }
 
 void ToProto(const Problem& problem, v1::Problem& out) {

@@ -8,21 +8,14 @@
 #include "adapterd/v1/adapter.pb.h"
 #include "adapterd/v1/adapter_service.pb.h"
 #include "core/registry/registry_types.h"
+#include "service/field_error.h"
 
 namespace adapterd {
-
-// Labels are few and short: they travel with every listing.
-inline constexpr int kMaxLabels = 64;
-inline constexpr size_t kMaxLabelKeyBytes = 317;  // prefix of 253, "/", name of 63
-inline constexpr size_t kMaxLabelValueBytes = 63;
 
 // NOT_IMPLEMENTED, for a field that is set.
 absl::Status NotImplemented(const std::string& field);
 
-// INVALID_FIELD unless [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
-absl::Status CheckAdapterName(const std::string& name, const std::string& field);
-
-// A reference to an adapter, its weight aside. NOT_IMPLEMENTED for name@alias.
+// A reference to an adapter, its weight aside; its name may be NAME@ALIAS. INVALID_FIELD.
 absl::StatusOr<AdapterRef> RefFromProto(const v1::AdapterRef& ref, const std::string& field);
 
 // The factor that a reference asks for; INVALID_FIELD when it is not finite.
@@ -32,20 +25,25 @@ absl::StatusOr<double> WeightFromProto(const v1::AdapterRef& ref, const std::str
 absl::StatusOr<ModuleSelector> SelectorFromProto(const v1::ModuleSelector& selector,
                                                  const std::string& field);
 
-// LoadAdapterRequest or ValidateAdapterRequest, which share their fields. INVALID_FIELD, or
-// NOT_IMPLEMENTED for a field of the message that nothing serves yet.
+// Messages that share the fields of a load. INVALID_FIELD, or NOT_IMPLEMENTED for a field of the
+// message that nothing serves yet.
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::LoadAdapterRequest& request);
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::ValidateAdapterRequest& request);
-// The same but the source, which is what is uploaded.
+// What an upload is to become; its source is not known yet. Errors call the fields `start.NAME`.
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::UploadStart& start);
+// Without `replace`. Errors call the fields FIELD.NAME.
+absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::AdapterSpec& spec,
+                                                 const std::string& field);
 
-// FULL fills `modules`: all, or those at `only` when given.
+// FULL fills `modules` of an adapter that is READY: all, or those at `only` when given.
 void ToProto(const AdapterSnapshot& snapshot, v1::AdapterView view, v1::Adapter& out,
              const std::vector<size_t>* only = nullptr);
 
 void ToProto(const Problem& problem, v1::Problem& out);
 
 v1::AdapterState ToProto(AdapterState state);
+
+void TimeToProto(absl::Time time, google::protobuf::Timestamp& out);
 
 }  // namespace adapterd
 

@@ -22,9 +22,9 @@ void Send(const Tensor& tensor, const Shape& shape, v1::Tensor& out) {
 }
 
 // The tensor as ModuleTensors has it: experts one after the other.
-Tensor TensorOf(const LoadedAdapter& adapter, size_t module, TensorRole role) {
+Tensor TensorOf(const AdapterHandle& adapter, size_t module, TensorRole role) {
   const ModuleInfo& info = adapter.manifest().modules[module];
-  const ModuleExtras& extras = adapter.extras(module);
+  const ModuleExtras& extras = adapter->extras(module);
   const auto copy = [](const Tensor& tensor) {
     AlignedBuffer buffer(tensor.bytes().size());
     std::memcpy(buffer.data(), tensor.bytes().data(), buffer.size());
@@ -49,7 +49,7 @@ Tensor TensorOf(const LoadedAdapter& adapter, size_t module, TensorRole role) {
   const int64_t bytes = rows * cols * FloatBytes(dtype);
   AlignedBuffer all(info.pairs() * bytes);
   for (int64_t pair = 0; pair < info.pairs(); ++pair) {
-    const PairFactors factors = adapter.Factors(module, pair);
+    const PairFactors factors = adapter->Factors(module, pair);
     std::memcpy(all.data() + pair * bytes, (is_a ? factors.lora_a : factors.lora_b).bytes().data(),
                 bytes);
   }
@@ -116,13 +116,13 @@ absl::Status FillTensors(const RpcCall& call, const v1::GetAdapterTensorsRequest
 }
 
 absl::Status WriteExport(const AdapterHandle& adapter, const Write& write) {
-  ASSIGN_OR_RETURN(const PeftExport files, PeftExport::Create(adapter->manifest()));
+  ASSIGN_OR_RETURN(const PeftExport files, PeftExport::Create(adapter.manifest()));
   RETURN_IF_ERROR(
       WriteFileStart("adapter_config.json", static_cast<int64_t>(files.config().size()), write));
   RETURN_IF_ERROR(WriteData(std::as_bytes(std::span<const char>(files.config())), write));
   RETURN_IF_ERROR(WriteFileStart("adapter_model.safetensors", files.weights_bytes(), write));
   return files.WriteWeights(
-      [&](size_t module, TensorRole role) { return TensorOf(*adapter, module, role); },
+      [&](size_t module, TensorRole role) { return TensorOf(adapter, module, role); },
       [&](std::span<const std::byte> bytes) { return WriteData(bytes, write); });
 }
 

@@ -6,7 +6,7 @@
 
 #include "absl/status/status.h"
 #include "adapterd/v1/adapter_service.pb.h"
-#include "core/registry/registry_types.h"
+#include "core/registry/adapter_handle.h"
 #include "service/rpc_call.h"
 
 namespace adapterd {

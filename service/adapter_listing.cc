@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
@@ -12,20 +14,26 @@
 namespace adapterd {
 namespace {
 
-bool Matches(const AdapterSnapshot& adapter, const v1::ListAdaptersRequest& request) {
-  if (adapter.name.rfind(request.name_prefix(), 0) != 0) return false;
-  if (request.state() != v1::ADAPTER_STATE_UNSPECIFIED &&
-      ToProto(adapter.state) != request.state()) {
-    return false;
+// Of one adapter in the reply, besides its own bytes: tag and length.
+constexpr size_t kEntryBytes = 8;
+
+absl::StatusOr<std::optional<AdapterState>> StateFromProto(v1::AdapterState state) {
+  switch (state) {
+    case v1::ADAPTER_STATE_UNSPECIFIED:
+      return std::nullopt;
+    case v1::ADAPTER_STATE_LOADING:
+      return AdapterState::kLoading;
+    case v1::ADAPTER_STATE_READY:
+      return AdapterState::kReady;
+    case v1::ADAPTER_STATE_EVICTED:
+      return AdapterState::kEvicted;
+    case v1::ADAPTER_STATE_FAILED:
+      return AdapterState::kFailed;
+    default:
+      return Error(Reason::kInvalidField,
+                   fmt::format("state: unknown value {}", static_cast<int>(state)))
+          .With("field", "state");
   }
-  if (!request.base_model().empty() &&
-      (adapter.manifest == nullptr || adapter.manifest->base_model != request.base_model())) {
-    return false;
-  }
-  return std::all_of(request.labels().begin(), request.labels().end(), [&](const auto& label) {
-    const auto it = adapter.labels.find(label.first);
-    return it != adapter.labels.end() && it->second == label.second;
-  });
 }
 
 std::string Sized(const std::string& text) { return fmt::format("{}:{}", text.size(), text); }
@@ -41,61 +49,73 @@ std::string FilterKey(const v1::ListAdaptersRequest& request) {
   return key;
 }
 
-void FillSummary(const std::vector<AdapterSnapshot>& adapters, int64_t memory_budget_bytes,
-                 v1::AdapterSummary& out) {
-  int64_t resident = 0;
-  int64_t bytes = 0;
-  int64_t parameters = 0;
-  for (const AdapterSnapshot& adapter : adapters) {
-    resident += adapter.state == AdapterState::kReady ? 1 : 0;
-    bytes += adapter.memory_bytes;
-    if (adapter.manifest != nullptr) parameters += adapter.manifest->parameter_count();
-  }
-  out.set_adapter_count(static_cast<int64_t>(adapters.size()));
-  out.set_resident_count(resident);
-  out.set_memory_bytes(bytes);
-  out.set_memory_budget_bytes(memory_budget_bytes);
-  out.set_parameter_count(parameters);
+void FillSummary(const RegistryTotals& totals, v1::AdapterSummary& out) {
+  out.set_adapter_count(totals.adapters);
+  out.set_resident_count(totals.resident);
+  out.set_memory_bytes(totals.memory_bytes);
+  out.set_memory_budget_bytes(totals.budget_bytes);
+  out.set_parameter_count(totals.parameters);
 }
 
 }  // namespace
 
-absl::Status FillListing(const std::vector<AdapterSnapshot>& adapters, int64_t memory_budget_bytes,
-                         const v1::ListAdaptersRequest& request,
-                         v1::ListAdaptersResponse& response) {
+absl::StatusOr<ListingPage> ReadListing(const v1::ListAdaptersRequest& request) {
   if (request.page_size() < 0) {
-    return Error(Reason::kInvalidField, "page_size: negative").With("field", "page_size");
-  }
-  if (!v1::AdapterState_IsValid(request.state())) {
     return Error(Reason::kInvalidField,
-                 fmt::format("state: unknown value {}", static_cast<int>(request.state())))
-        .With("field", "state");
+                 fmt::format("page_size: expected 0 or more, found {}", request.page_size()))
+        .With("field", "page_size");
   }
-  const std::string filters = FilterKey(request);
-  std::string after;
-  if (!request.page_token().empty()) {
-    ASSIGN_OR_RETURN(after, ReadPageToken(request.page_token(), filters));
-  }
-  const int64_t limit =
+  ListingPage page;
+  ASSIGN_OR_RETURN(page.query.state, StateFromProto(request.state()));
+  page.query.name_prefix = request.name_prefix();
+  page.query.base_model = request.base_model();
+  page.query.labels = Labels(request.labels().begin(), request.labels().end());
+  page.query.limit =
       request.page_size() == 0 ? kDefaultPageSize : std::min(request.page_size(), kMaxPageSize);
-  size_t bytes = 0;
-  bool full = false;
-  for (const AdapterSnapshot& adapter : adapters) {
-    if (!Matches(adapter, request)) continue;
-    response.set_total_size(response.total_size() + 1);
-    if (full || (!after.empty() && adapter.name <= after)) continue;
-    if (response.adapters_size() == limit || bytes >= kMaxPageBytes) {
-      full = true;
-      response.set_next_page_token(
-          MakePageToken(response.adapters(response.adapters_size() - 1).name(), filters));
-      continue;
-    }
-    v1::Adapter& out = *response.add_adapters();
-    ToProto(adapter, request.view(), out);
-    bytes += out.ByteSizeLong();
+  page.filters = FilterKey(request);
+  if (!request.page_token().empty()) {
+    ASSIGN_OR_RETURN(PagePosition position, ReadPageToken(request.page_token(), page.filters));
+    page.query.after = std::move(position.last_name);
+    page.first_sequence = position.sequence;
   }
-  FillSummary(adapters, memory_budget_bytes, *response.mutable_summary());
-  return absl::OkStatus();
+  return page;
+}
+
+void FillListing(const ListingPage& page, const ListPage& listed, const RegistryTotals& totals,
+                 v1::AdapterView view, v1::ListAdaptersResponse& response) {
+  const int64_t sequence = page.first_sequence.value_or(listed.sequence);
+  bool more = listed.more;
+  size_t bytes = 0;
+  for (const AdapterSnapshot& adapter : listed.adapters) {
+    v1::Adapter out;
+    ToProto(adapter, view, out);
+    bytes += out.ByteSizeLong() + kEntryBytes;
+    if (bytes > kMaxPageBytes && response.adapters_size() > 0) {
+      more = true;
+      break;
+    }
+    *response.add_adapters() = std::move(out);
+  }
+  if (more && response.adapters_size() > 0) {
+    const std::string& last = response.adapters(response.adapters_size() - 1).name();
+    response.set_next_page_token(MakePageToken({last, sequence}, page.filters));
+  }
+  response.set_total_size(listed.total);
+  response.set_sequence(sequence);
+  FillSummary(totals, *response.mutable_summary());
+}
+
+std::vector<AdapterSnapshot> ListEverything(const AdapterRegistry& registry) {
+  std::vector<AdapterSnapshot> all;
+  ListQuery query;
+  query.limit = kMaxPageSize;
+  for (bool more = true; more;) {
+    ListPage page = registry.List(query);
+    more = page.more && !page.adapters.empty();
+    std::move(page.adapters.begin(), page.adapters.end(), std::back_inserter(all));
+    if (more) query.after = all.back().name;
+  }
+  return all;
 }
 
 }  // namespace adapterd

@@ -1,12 +1,14 @@
-// ListAdapters over a snapshot of the registry.
+// ListAdapters: what a page asks of the registry, and the reply that it makes.
 #ifndef ADAPTERD_SERVICE_ADAPTER_LISTING_H_
 #define ADAPTERD_SERVICE_ADAPTER_LISTING_H_
 
+#include <optional>
+#include <string>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "adapterd/v1/adapter_service.pb.h"
-#include "core/registry/registry_types.h"
+#include "core/registry/adapter_registry.h"
 
 namespace adapterd {
 
@@ -14,11 +16,23 @@ inline constexpr int64_t kDefaultPageSize = 100;
 inline constexpr int64_t kMaxPageSize = 1000;
 inline constexpr size_t kMaxPageBytes = 2'000'000;  // well below the 4 MB that clients accept
 
-// Fills one page from `adapters`, which is all of them, by name. INVALID_FIELD for a negative page
-// size, an unknown state or a foreign page token. Pure.
-absl::Status FillListing(const std::vector<AdapterSnapshot>& adapters, int64_t memory_budget_bytes,
-                         const v1::ListAdaptersRequest& request,
-                         v1::ListAdaptersResponse& response);
+// One page of a listing.
+struct ListingPage {
+  ListQuery query;
+  std::string filters;                    // what the next page's token is bound to
+  std::optional<int64_t> first_sequence;  // of the first page; nullopt: this is the first
+};
+
+// INVALID_FIELD for a negative page size, an unknown state or a foreign page token.
+absl::StatusOr<ListingPage> ReadListing(const v1::ListAdaptersRequest& request);
+
+// Makes the reply of what the registry gave for `page.query`. Adapters that are over the page's
+// bytes are left to the next page; a first one is never. Pure.
+void FillListing(const ListingPage& page, const ListPage& listed, const RegistryTotals& totals,
+                 v1::AdapterView view, v1::ListAdaptersResponse& response);
+
+// All adapters, by name. Costs the lock of List for each thousand of them.
+std::vector<AdapterSnapshot> ListEverything(const AdapterRegistry& registry);
 
 }  // namespace adapterd
 

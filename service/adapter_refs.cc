@@ -2,6 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <set>
+#include <string_view>
+#include <tuple>
+#include <utility>
+
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "service/adapter_convert.h"
@@ -31,7 +36,9 @@ absl::StatusOr<AdapterRefs::Use> AdapterRefs::Add(const v1::AdapterRef& ref,
   ASSIGN_OR_RETURN(const double weight, WeightFromProto(ref, field));
   // A handful of distinct adapters is usual, 16 x 1024 mentions possible: the last is tried first.
   for (size_t i = refs_.size(); i-- > 0;) {
-    if (refs_[i].name == parsed.name && refs_[i].revision == parsed.revision) {
+    const AdapterRef& known = refs_[i];
+    if (std::tie(known.name, known.revision, known.alias) ==
+        std::tie(parsed.name, parsed.revision, parsed.alias)) {
       return Use{i, weight};
     }
   }
@@ -44,7 +51,8 @@ absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle&
                                                             const ModuleSelector& selector,
                                                             const std::string& field,
                                                             bool skip_untargeted) {
-  const AdapterManifest& manifest = handle->manifest();
+  if (handle.empty()) return std::optional<ResolvedModule>();
+  const AdapterManifest& manifest = handle.manifest();
   absl::StatusOr<size_t> found = manifest.index.Find(selector);
   if (found.ok()) {
     const ModuleInfo& info = manifest.modules[*found];
@@ -61,8 +69,10 @@ absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle&
 void AddUses(const std::vector<AdapterRef>& refs, const std::vector<AdapterHandle>& handles,
              const std::vector<bool>& used,
              google::protobuf::RepeatedPtrField<v1::AdapterUse>& out) {
+  // An alias and the revision that it points at are two references to one content.
+  std::set<std::pair<std::string_view, std::string_view>> listed;
   for (size_t i = 0; i < refs.size(); ++i) {
-    if (!used[i]) continue;
+    if (!used[i] || !listed.emplace(refs[i].name, handles[i]->revision()).second) continue;
     v1::AdapterUse* use = out.Add();
     use->set_name(refs[i].name);
     use->set_revision(handles[i]->revision());

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "adapterd/v1/adapter.pb.h"
+#include "core/registry/adapter_handle.h"
 #include "core/registry/registry_types.h"
 
 namespace adapterd {
@@ -39,16 +40,16 @@ struct ResolvedModule {
   int64_t pair = 0;  // the expert, of a module that holds several
 };
 
-// Finds `selector` in the adapter behind `handle`. Nullopt when it is not targeted and that is to
-// be skipped; else MODULE_NOT_TARGETED. INVALID_FIELD for an expert that is missing, not there or
-// not asked for. Errors name adapter and field.
+// Finds `selector` in the adapter behind `handle`. Nullopt when that is empty, and when the module
+// is not targeted and that is to be skipped; else MODULE_NOT_TARGETED. INVALID_FIELD for an expert
+// that is missing, not there or not asked for. Errors name adapter and field.
 absl::StatusOr<std::optional<ResolvedModule>> ResolveModule(const AdapterHandle& handle,
                                                             const AdapterRef& ref,
                                                             const ModuleSelector& selector,
                                                             const std::string& field,
                                                             bool skip_untargeted);
 
-// Those of `refs` that are marked used, as replies list them.
+// Those of `refs` that are marked used, as replies list them: each name and revision once.
 void AddUses(const std::vector<AdapterRef>& refs, const std::vector<AdapterHandle>& handles,
              const std::vector<bool>& used,
              google::protobuf::RepeatedPtrField<v1::AdapterUse>& out);

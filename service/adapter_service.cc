@@ -28,9 +28,14 @@ absl::Status FillAdapter(const AdapterSnapshot& snapshot, const v1::GetAdapterRe
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(const ModuleSelector selector, SelectorFromProto(request.module(), "module"));
-  const std::vector<size_t> found = snapshot.manifest == nullptr
-                                        ? std::vector<size_t>()
-                                        : snapshot.manifest->index.FindAll(selector);
+  if (snapshot.manifest == nullptr) {
+    return Error(Reason::kAdapterFailed,
+                 "the modules of adapter \"" + snapshot.name +
+                     "\" are known only while it is READY, found it in state " +
+                     v1::AdapterState_Name(ToProto(snapshot.state)))
+        .With("adapter", snapshot.name);
+  }
+  const std::vector<size_t> found = snapshot.manifest->index.FindAll(selector);
   if (found.empty()) {
     return Error(Reason::kModuleNotTargeted,
                  "adapter \"" + snapshot.name + "\" does not target " + SelectorString(selector))
@@ -67,6 +72,13 @@ absl::Status FillValidation(const ValidationResult& result, v1::ValidateAdapterR
 
 }  // namespace
 
+void ControlPlane::Released(int64_t freed_bytes) {
+  if (freed_bytes >= kTrimBytes) {
+    io_pool.Submit([] { malloc_trim(0); });
+  }
+  collector.Request([] {});
+}
+
 AdapterService::AdapterService(ControlPlane& plane)
     : plane_(plane),
       load_(plane.environment.metrics.Rpc(kService, "LoadAdapter")),
@@ -77,6 +89,11 @@ AdapterService::AdapterService(ControlPlane& plane)
       unload_(plane.environment.metrics.Rpc(kService, "UnloadAdapter")),
       tensors_(plane.environment.metrics.Rpc(kService, "GetAdapterTensors")),
       export_(plane.environment.metrics.Rpc(kService, "ExportAdapter")),
+      update_(plane.environment.metrics.Rpc(kService, "UpdateAdapter")),
+      rollback_(plane.environment.metrics.Rpc(kService, "RollbackAdapter")),
+      set_alias_(plane.environment.metrics.Rpc(kService, "SetAlias")),
+      reconcile_(plane.environment.metrics.Rpc(kService, "ReconcileAdapters")),
+      watch_(plane.environment.metrics.Rpc(kService, "WatchAdapters")),
       info_(plane.environment.metrics.Rpc(kService, "GetServerInfo")) {}
 
 std::shared_ptr<RpcCall> AdapterService::Start(RpcMetrics& metrics,
@@ -103,7 +120,7 @@ grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContex
           ToProto(result->adapter, request->view(), *response->mutable_adapter());
           response->set_already_loaded(result->already_loaded);
           response->set_replaced_revision(result->replaced_revision);
-          if (!result->replaced_revision.empty()) plane_.collector.Request([] {});
+          if (!result->replaced_revision.empty()) plane_.Released(0);
         }
         call->Answer(result.status(), response);
       });
@@ -153,8 +170,10 @@ grpc::ServerUnaryReactor* AdapterService::ListAdapters(grpc::CallbackServerConte
   if (call->answered()) return call.get();
   plane_.control_pool.Submit([this, call, request, response] {
     call->Run(*response, [&]() -> absl::Status {
-      return FillListing(plane_.registry.List(), plane_.registry.budget().limit(), *request,
-                         *response);
+      ASSIGN_OR_RETURN(const ListingPage page, ReadListing(*request));
+      FillListing(page, plane_.registry.List(page.query), plane_.registry.totals(), request->view(),
+                  *response);
+      return absl::OkStatus();
     });
   });
   return call.get();
@@ -174,11 +193,9 @@ grpc::ServerUnaryReactor* AdapterService::UnloadAdapter(grpc::CallbackServerCont
   const bool allow_missing = request->allow_missing();
   auto ticket = plane_.registry.Unload(std::move(unload), [this, call, response, allow_missing](
                                                               absl::StatusOr<UnloadResult> result) {
-    if (result.ok() && result->freed_bytes >= kTrimBytes) {
-      plane_.io_pool.Submit([] { malloc_trim(0); });
-    }
-    if (result.ok()) plane_.collector.Request([] {});
+    // A call that was given up may be over, and the server with it: the next release clears away.
     if (!call->Claim()) return;
+    if (result.ok()) plane_.Released(result->freed_bytes);
     absl::Status status = result.status();
     if (result.ok()) {
       response->set_freed_bytes(result->freed_bytes);
@@ -206,7 +223,7 @@ grpc::ServerUnaryReactor* AdapterService::GetAdapterTensors(
     return call.get();
   }
   auto ticket = plane_.registry.Acquire(
-      {{request->name(), ""}},
+      {{request->name(), ""}}, /*skip_disabled=*/false,
       [this, call, request, response](absl::StatusOr<std::vector<AdapterHandle>> handles) {
         // Unpacking takes a moment: not on the thread of whoever ended the wait.
         plane_.io_pool.Submit([call, request, response, handles = std::move(handles)]() mutable {
@@ -230,7 +247,8 @@ grpc::ServerWriteReactor<v1::ExportAdapterResponse>* AdapterService::ExportAdapt
     return call.get();
   }
   auto ticket = plane_.registry.Acquire(
-      {{request->name(), ""}}, [this, call](absl::StatusOr<std::vector<AdapterHandle>> handles) {
+      {{request->name(), ""}}, /*skip_disabled=*/false,
+      [this, call](absl::StatusOr<std::vector<AdapterHandle>> handles) {
         plane_.export_pool.Submit([call, handles = std::move(handles)]() mutable {
           call->Run([&]() -> absl::Status {
             RETURN_IF_ERROR(handles.status());
@@ -249,6 +267,7 @@ grpc::ServerUnaryReactor* AdapterService::GetServerInfo(grpc::CallbackServerCont
   auto call = Start(info_, context, *request);
   if (call->answered()) return call.get();
   *response = plane_.info;
+  response->set_memory_budget_bytes(plane_.registry.budget().limit());
   if (call->Claim()) call->Answer(absl::OkStatus(), response);
   return call.get();
 }

@@ -1,5 +1,4 @@
-// The control plane: LoadAdapter, UploadAdapter, ValidateAdapter, GetAdapter, ListAdapters, UnloadAdapter,
-// GetServerInfo.
+// The control plane: AdapterService of the API.
 #ifndef ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
 #define ADAPTERD_SERVICE_ADAPTER_SERVICE_H_
 
@@ -11,6 +10,7 @@
 #include "core/registry/adapter_registry.h"
 #include "service/content_collector.h"
 #include "service/rpc_call.h"
+#include "service/watch_call.h"
 
 namespace adapterd {
 
@@ -26,6 +26,10 @@ struct ControlPlane {
   ContentStore* content;  // of uploads; null: there is no folder to write to
   ContentCollector& collector;
   const int64_t max_upload_bytes;
+
+  // To be told when revisions went, and how many bytes were freed by it: what was uploaded for them
+  // is removed, and memory goes back to the system. Hands over to other threads.
+  void Released(int64_t freed_bytes);
 };
 
 // Handlers run on gRPC's threads and only check and hand over.
@@ -55,15 +59,34 @@ class AdapterService final : public v1::AdapterService::CallbackService {
                                               v1::GetAdapterTensorsResponse* response) override;
   grpc::ServerWriteReactor<v1::ExportAdapterResponse>* ExportAdapter(
       grpc::CallbackServerContext* context, const v1::ExportAdapterRequest* request) override;
+  // What changes adapters that are there, and tells of changes: adapter_changes.cc.
+  grpc::ServerUnaryReactor* UpdateAdapter(grpc::CallbackServerContext* context,
+                                          const v1::UpdateAdapterRequest* request,
+                                          v1::UpdateAdapterResponse* response) override;
+  grpc::ServerUnaryReactor* RollbackAdapter(grpc::CallbackServerContext* context,
+                                            const v1::RollbackAdapterRequest* request,
+                                            v1::RollbackAdapterResponse* response) override;
+  grpc::ServerUnaryReactor* SetAlias(grpc::CallbackServerContext* context,
+                                     const v1::SetAliasRequest* request,
+                                     v1::SetAliasResponse* response) override;
+  grpc::ServerUnaryReactor* ReconcileAdapters(grpc::CallbackServerContext* context,
+                                              const v1::ReconcileAdaptersRequest* request,
+                                              v1::ReconcileAdaptersResponse* response) override;
+  grpc::ServerWriteReactor<v1::WatchAdaptersResponse>* WatchAdapters(
+      grpc::CallbackServerContext* context, const v1::WatchAdaptersRequest* request) override;
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
                                           const v1::GetServerInfoRequest* request,
                                           v1::GetServerInfoResponse* response) override;
+
+  // For a drain, which watches must not hold up.
+  Watchers& watchers() { return watchers_; }
 
  private:
   std::shared_ptr<RpcCall> Start(RpcMetrics& metrics, grpc::CallbackServerContext* context,
                                  const google::protobuf::Message& request);
 
   ControlPlane& plane_;
+  Watchers watchers_;
   RpcMetrics& load_;
   RpcMetrics& upload_;
   RpcMetrics& validate_;
@@ -72,6 +95,11 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   RpcMetrics& unload_;
   RpcMetrics& tensors_;
   RpcMetrics& export_;
+  RpcMetrics& update_;
+  RpcMetrics& rollback_;
+  RpcMetrics& set_alias_;
+  RpcMetrics& reconcile_;
+  RpcMetrics& watch_;
   RpcMetrics& info_;
 };
 

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "core/compute/kernels.h"
+#include "service/adapter_listing.h"
 
 namespace adapterd {
 namespace {
@@ -121,7 +122,7 @@ int OpenDescriptors() {
 }  // namespace
 
 std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
-  const std::vector<AdapterSnapshot> adapters = registry.List();
+  const std::vector<AdapterSnapshot> adapters = ListEverything(registry);
   std::vector<MetricFamily> families;
   FamilyBuilder states("adapterd_adapters", "Adapters, by state.", MetricType::Gauge);
   for (AdapterState state : {AdapterState::kLoading, AdapterState::kReady, AdapterState::kEvicted,
@@ -150,11 +151,22 @@ std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
                                    "Bytes that adapters may hold together.", MetricType::Gauge)
                          .Add(static_cast<double>(registry.budget().limit()))
                          .Build());
+  families.push_back(
+      FamilyBuilder("adapterd_thrashing",
+                    "1 while more bytes came back from eviction in 30 s than the budget holds.",
+                    MetricType::Gauge)
+          .Add(registry.totals().thrashing ? 1 : 0)
+          .Build());
   return families;
 }
 
-std::vector<MetricFamily> CollectServer(const ThreadPool& workers, const std::string& isa) {
+std::vector<MetricFamily> CollectServer(const ThreadPool& workers, const ThreadPool& io_pool,
+                                        const std::string& isa) {
   std::vector<MetricFamily> families;
+  families.push_back(FamilyBuilder("adapterd_io_queue_length", "Reads that wait for an I/O thread.",
+                                   MetricType::Gauge)
+                         .Add(io_pool.queue_length())
+                         .Build());
   families.push_back(FamilyBuilder("adapterd_queue_length", "Jobs that wait for a compute thread.",
                                    MetricType::Gauge)
                          .Add(workers.queue_length())

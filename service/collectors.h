@@ -21,6 +21,7 @@ std::vector<prometheus::MetricFamily> CollectAdapters(const AdapterRegistry& reg
 
 // adapterd_queue_length, adapterd_build_info.
 std::vector<prometheus::MetricFamily> CollectServer(const ThreadPool& workers,
+                                                    const ThreadPool& io_pool,
                                                     const std::string& isa);
 
 // process_cpu_seconds_total, process_resident_memory_bytes, process_open_fds, ... from /proc/self.

@@ -37,9 +37,8 @@ void ContentCollector::Run() {
 }
 
 void ContentCollector::Collect() {
-  const auto collected = store_->Collect([this] {
-    return store_->temporary() ? std::set<std::string>() : registry_.StoredKeys();
-  });
+  const auto collected = store_->Collect(
+      [this] { return store_->temporary() ? std::set<std::string>() : registry_.StoredKeys(); });
   if (!collected.ok()) {
     logger_.Log(LogLevel::kWarning, "uploads_not_removed",
                 {{"message", std::string(collected.status().message())}});

@@ -27,8 +27,8 @@ class ContentCollector {
   ContentCollector(const ContentCollector&) = delete;
   ContentCollector& operator=(const ContentCollector&) = delete;
 
-  // `then` runs after a collection that begins after this call: on an I/O thread, or at once without
-  // a store. What cannot be removed is logged and tried again by the next.
+  // `then` runs after a collection that begins after this call: on an I/O thread, or at once
+  // without a store. What cannot be removed is logged and tried again by the next.
   void Request(absl::AnyInvocable<void()> then) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:

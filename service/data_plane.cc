@@ -6,7 +6,7 @@ namespace adapterd {
 
 void RunWithAdapters(DataPlane& plane, std::shared_ptr<RpcCall> call,
                      const google::protobuf::Message& response, std::vector<AdapterRef> refs,
-                     HandleWork work) {
+                     bool skip_disabled, HandleWork work) {
   auto acquired = [&plane, call, &response, work = std::move(work)](
                       absl::StatusOr<std::vector<AdapterHandle>> handles) mutable {
     if (!handles.ok()) {
@@ -23,7 +23,8 @@ void RunWithAdapters(DataPlane& plane, std::shared_ptr<RpcCall> call,
     plane.workers.Submit(
         [call, &response, run = std::move(run)]() mutable { call->Run(response, std::move(run)); });
   };
-  AdapterRegistry::TicketPtr ticket = plane.registry.Acquire(std::move(refs), std::move(acquired));
+  AdapterRegistry::TicketPtr ticket =
+      plane.registry.Acquire(std::move(refs), skip_disabled, std::move(acquired));
   call->WhenCancelled([&plane, ticket] { plane.registry.Cancel(ticket); });
 }
 

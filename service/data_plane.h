@@ -20,13 +20,13 @@ struct DataPlane {
 };
 
 // Acquires `refs` for `call`, waiting for loads within its deadline, then runs `work` with the
-// handles on a worker and answers with its status. `work` gets the time that it waited in the
-// queue.
+// handles on a worker and answers with its status. Handles of disabled adapters are empty when
+// those are to be skipped, else the call fails. `work` gets the time that it waited in the queue.
 using HandleWork =
     absl::AnyInvocable<absl::Status(std::vector<AdapterHandle> handles, absl::Duration queued)>;
 void RunWithAdapters(DataPlane& plane, std::shared_ptr<RpcCall> call,
                      const google::protobuf::Message& response, std::vector<AdapterRef> refs,
-                     HandleWork work);
+                     bool skip_disabled, HandleWork work);
 
 }  // namespace adapterd
 

@@ -16,11 +16,11 @@ namespace {
 struct MergePart {
   ResolvedModule module;
   const AdapterRef* ref = nullptr;
-  const LoadedAdapter* adapter = nullptr;
+  const AdapterHandle* adapter = nullptr;
   double weight = 1;  // of the request
 
   const ModuleInfo& info() const { return *module.info; }
-  const ModuleExtras& extras() const { return adapter->extras(module.index); }
+  const ModuleExtras& extras() const { return (*adapter)->extras(module.index); }
 
   // The base weight that the adapter brings along: its module is one, or the next is.
   const ModuleInfo* ReplacedInfo() const {
@@ -140,7 +140,7 @@ absl::StatusOr<std::vector<MergePart>> Resolve(const MergePlan& plan,
                                                 plan.skip_untargeted));
     if (!module) continue;
     used[use.ref] = true;
-    parts.push_back({*module, &ref, &*handles[use.ref], use.weight});
+    parts.push_back({*module, &ref, &handles[use.ref], use.weight});
   }
   RETURN_IF_ERROR(CheckAlone(parts));
   return parts;
@@ -160,7 +160,7 @@ absl::StatusOr<MergeInput> ReadInput(const MergePlan& plan, const std::vector<Me
   input.options.allow_non_finite = plan.allow_non_finite;
   for (const MergePart& part : parts) {
     if (const auto replaced = part.ReplacedIndex()) {
-      const Tensor& weight = part.adapter->extras(*replaced).weight;
+      const Tensor& weight = (*part.adapter)->extras(*replaced).weight;
       const ModuleInfo& info = *part.ReplacedInfo();
       if (!FitsReplacement(info, plan.weight.shape())) {
         return About(ShapeError("weight", Expected(info, matrix.layout), plan.weight.shape()),
@@ -173,7 +173,7 @@ absl::StatusOr<MergeInput> ReadInput(const MergePlan& plan, const std::vector<Me
       }
     }
     if (part.info().pairs() == 0) continue;
-    input.factors.push_back(part.adapter->Factors(part.module.index, part.module.pair));
+    input.factors.push_back((*part.adapter)->Factors(part.module.index, part.module.pair));
     input.terms.push_back({AsMatrix(input.factors.back().lora_a),
                            AsMatrix(input.factors.back().lora_b), part.weight * part.info().scale});
     if (part.info().has_magnitude) input.options.magnitude = part.extras().magnitude_f32.data();

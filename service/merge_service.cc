@@ -23,7 +23,7 @@ grpc::ServerUnaryReactor* MergeService::Merge(grpc::CallbackServerContext* conte
   }
   std::vector<AdapterRef> refs = plan->adapters.refs();
   RunWithAdapters(
-      plane_, call, *response, std::move(refs),
+      plane_, call, *response, std::move(refs), /*skip_disabled=*/false,
       [this, call, request, response, plan = *std::move(plan), admitted = *std::move(admitted)](
           std::vector<AdapterHandle> handles, absl::Duration) mutable {
         return RunMerge(plane_, *call, plan, *request, handles, *response);

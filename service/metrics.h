@@ -51,6 +51,7 @@ class Metrics {
   RpcMetrics& Rpc(const std::string& service, const std::string& method)
       ABSL_LOCKS_EXCLUDED(mutex_);
   void Load(const absl::Status& status, bool read, absl::Duration duration);
+  void Evicted() { evictions_.Increment(); }
   void Apply(ApplyStage stage, absl::Duration duration);
   void ApplyRows(int64_t rows) { apply_rows_.Increment(static_cast<double>(rows)); }
   void Merge(absl::Duration duration, int64_t bytes);

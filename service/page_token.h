@@ -2,18 +2,27 @@
 #ifndef ADAPTERD_SERVICE_PAGE_TOKEN_H_
 #define ADAPTERD_SERVICE_PAGE_TOKEN_H_
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/statusor.h"
 
 namespace adapterd {
 
-// Opaque to clients: the last name of a page, bound to the filters of the listing. Paging by name
-// stays right while adapters come and go.
-std::string MakePageToken(const std::string& last_name, const std::string& filters);
+// Paging by name stays right while adapters come and go. Every page of a listing tells where the
+// first one began, so that a watch from there misses nothing that happened between the pages.
+struct PagePosition {
+  std::string last_name;  // of the page before
+  int64_t sequence = 0;   // of the first page
 
-// The last name. INVALID_FIELD for a token that MakePageToken did not make for these filters.
-absl::StatusOr<std::string> ReadPageToken(const std::string& token, const std::string& filters);
+  bool operator==(const PagePosition&) const = default;
+};
+
+// Opaque to clients; bound to the filters of the listing.
+std::string MakePageToken(const PagePosition& position, const std::string& filters);
+
+// INVALID_FIELD for a token that MakePageToken did not make for these filters.
+absl::StatusOr<PagePosition> ReadPageToken(const std::string& token, const std::string& filters);
 
 }  // namespace adapterd
 

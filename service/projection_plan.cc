@@ -129,6 +129,7 @@ absl::Status ReadModule(const v1::ApplyProjectionRequest& request, int i, Projec
 absl::StatusOr<ProjectionPlan> PlanProjection(const v1::ApplyProjectionRequest& request) {
   ProjectionPlan plan;
   plan.skip_untargeted = request.skip_untargeted();
+  plan.skip_disabled = request.skip_disabled();
   RETURN_IF_ERROR(ReadInput(request, plan));
   RETURN_IF_ERROR(ReadSegments(request, plan));
   if (request.projections().empty()) {

@@ -42,6 +42,7 @@ struct ProjectionPlan {
   std::vector<Module> modules;
   AdapterRefs adapters;
   bool skip_untargeted = false;
+  bool skip_disabled = false;
 
   const FloatTensor* floats() const { return std::get_if<FloatTensor>(&input); }
   const IdTensor* ids() const { return std::get_if<IdTensor>(&input); }

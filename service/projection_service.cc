@@ -24,7 +24,8 @@ grpc::ServerUnaryReactor* ProjectionService::ApplyProjection(
     return call.get();
   }
   std::vector<AdapterRef> refs = plan->adapters.refs();
-  RunWithAdapters(plane_, call, *response, std::move(refs),
+  const bool skip_disabled = plan->skip_disabled;
+  RunWithAdapters(plane_, call, *response, std::move(refs), skip_disabled,
                   [this, call, response, plan = *std::move(plan), admitted = *std::move(admitted)](
                       std::vector<AdapterHandle> handles, absl::Duration queued) mutable {
                     plane_.environment.metrics.Apply(ApplyStage::kQueue, queued);

@@ -15,6 +15,7 @@
 #include "absl/synchronization/notification.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/catalog/sqlite_catalog.h"
 #include "core/catalog/watched_source.h"
 #include "service/adapter_convert.h"
 #include "service/collectors.h"
@@ -35,6 +36,8 @@ constexpr absl::Duration kDrainNotice = absl::Milliseconds(200);
 // that time (gRPC's do so every 5 s), and lose nothing.
 constexpr absl::Duration kCloseTimeout = absl::Seconds(2);
 constexpr int kMaxStreamsPerConnection = 1024;
+// For watchers to be told, unless they do not read; also no more than half of the drain timeout.
+constexpr absl::Duration kWatchersTimeout = absl::Seconds(1);
 
 const char* const kServices[] = {"adapterd.v1.AdapterService", "adapterd.v1.ProjectionService",
                                  "adapterd.v1.MergeService"};
@@ -111,37 +114,64 @@ v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels
 
 }  // namespace
 
+// What the process reads from and writes to.
+struct Server::Storage {
+  std::shared_ptr<const SourceRoots> adapters;
+  std::shared_ptr<const SourceRoots> models;
+  std::shared_ptr<RenewableRoots> watched;  // null without --watch-adapters
+  std::unique_ptr<SqliteCatalog> catalog;   // null without --data-dir
+  std::unique_ptr<ContentStore> content;    // null when there is no folder for it
+  std::vector<AdapterRecord> records;       // of the catalogue
+
+  // The catalogue first: it holds the data folder, and only its holder may tidy the rest up.
+  static absl::StatusOr<Storage> Open(const ServerOptions& options);
+};
+
+absl::StatusOr<Server::Storage> Server::Storage::Open(const ServerOptions& options) {
+  Storage storage;
+  ASSIGN_OR_RETURN(SourceRoots adapters, SourceRoots::Open(options.adapter_roots));
+  ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
+  storage.adapters = std::make_shared<const SourceRoots>(std::move(adapters));
+  storage.models = std::make_shared<const SourceRoots>(std::move(models));
+  ASSIGN_OR_RETURN(storage.watched, OpenWatchedFolder(options.watch_adapters));
+  if (!options.data_dir.empty()) {
+    ASSIGN_OR_RETURN(storage.catalog, SqliteCatalog::Open(options.data_dir));
+    ASSIGN_OR_RETURN(storage.records, storage.catalog->ReadAll());
+  }
+  ASSIGN_OR_RETURN(storage.content, OpenContent(options.data_dir));
+  return storage;
+}
+
 // Members are destroyed from the last to the first: the gRPC server before all that its calls use,
 // and the workers, whose jobs let go of handles and admissions after they have answered, before
 // those.
 class Server::Parts {
  public:
-  Parts(const ServerOptions& server_options, std::shared_ptr<const SourceRoots> adapters,
-        std::shared_ptr<const SourceRoots> models, std::shared_ptr<RenewableRoots> watched_roots,
-        std::unique_ptr<ContentStore> content_store)
+  Parts(const ServerOptions& server_options, Storage opened)
       : options(server_options),
-        watched(std::move(watched_roots)),
+        storage(std::move(opened)),
         logger(options.log_format, options.log_level),
         io_pool("io", std::max(kIoThreads, options.threads), PrepareComputeThread),
-        content(std::move(content_store)),
-        registry(MakeRegistryOptions(), kernels,
-                 OpenWatchedAndOthers(
-                     watched, models,
-                     OpenFromRoots(adapters, models, content ? content->roots() : nullptr)),
+        registry(MakeRegistryOptions(), kernels, MakeOpener(),
                  MemoryBudget::Create(options.memory_budget_bytes), io_pool),
         admission(options.max_inflight_bytes, metrics.inflight_bytes()),
         environment{metrics, logger, options.max_message_bytes},
-        info(ServerInfo(options, kernels, *adapters, *models)),
+        info(ServerInfo(options, kernels, *storage.adapters, *storage.models)),
         workers("compute", options.threads, PrepareComputeThread),
         control_pool("control", kControlThreads),
         export_pool("export", kExportThreads),
-        collector(content.get(), registry, io_pool, logger),
-        control_plane{environment, registry, io_pool,       control_pool, export_pool,
-                      info,        draining, content.get(), collector,    options.max_upload_bytes},
+        collector(storage.content.get(), registry, io_pool, logger),
+        control_plane{environment, registry,
+                      io_pool,     control_pool,
+                      export_pool, info,
+                      draining,    storage.content.get(),
+                      collector,   options.max_upload_bytes},
         data_plane{environment, registry, kernels, workers, admission},
         adapter_service(control_plane),
         projection_service(data_plane),
-        merge_service(data_plane) {}
+        merge_service(data_plane) {
+    registry.Restore(std::move(storage.records));
+  }
 
   absl::Status Listen();
   absl::Status LoadAll();
@@ -149,14 +179,13 @@ class Server::Parts {
   void SetServing(bool serving);
 
   const ServerOptions options;
-  const std::shared_ptr<RenewableRoots> watched;  // null without --watch-adapters
+  Storage storage;
   Metrics metrics;
   Logger logger;
   std::atomic<bool> draining{false};
   std::atomic<bool> ready{false};
   Kernels kernels;
   ThreadPool io_pool;
-  const std::unique_ptr<ContentStore> content;  // null: none
   AdapterRegistry registry;
   Admission admission;
   RpcEnvironment environment;
@@ -178,12 +207,15 @@ class Server::Parts {
 
  private:
   RegistryOptions MakeRegistryOptions();
+  AdapterOpener MakeOpener() const;
   AdminPages MakePages();
 };
 
 RegistryOptions Server::Parts::MakeRegistryOptions() {
   RegistryOptions registry_options;
   registry_options.public_id_template = options.public_id_template;
+  registry_options.keep_revisions = static_cast<size_t>(options.keep_revisions);
+  registry_options.journal = storage.catalog.get();
   registry_options.on_load = [this](const LoadEvent& event) {
     metrics.Load(event.status, event.read, event.duration);
     if (event.status.ok() && event.read) {
@@ -191,7 +223,22 @@ RegistryOptions Server::Parts::MakeRegistryOptions() {
                  {{"adapter", event.name}, {"ms", absl::ToDoubleMilliseconds(event.duration)}});
     }
   };
+  registry_options.on_evict = [this](const std::string& name) {
+    metrics.Evicted();
+    logger.Log(LogLevel::kInfo, "adapter_evicted", {{"adapter", name}});
+  };
+  registry_options.on_thrash = [this] {
+    logger.Log(LogLevel::kWarning, "thrashing",
+               {{"memory_budget_bytes", registry.budget().limit()},
+                {"hint", "the adapters in use need more memory than the budget gives"}});
+  };
   return registry_options;
+}
+
+AdapterOpener Server::Parts::MakeOpener() const {
+  const auto stored = storage.content ? storage.content->roots() : nullptr;
+  return OpenWatchedAndOthers(storage.watched, storage.models,
+                              OpenFromRoots(storage.adapters, storage.models, stored));
 }
 
 AdminPages Server::Parts::MakePages() {
@@ -199,7 +246,8 @@ AdminPages Server::Parts::MakePages() {
   pages.ready = [this] { return ready && !draining; };
   pages.metrics = [this] {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry);
-    for (auto& family : CollectServer(workers, info.isa())) more.push_back(std::move(family));
+    for (auto& family : CollectServer(workers, io_pool, info.isa()))
+      more.push_back(std::move(family));
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics.Text(more);
   };
@@ -248,6 +296,7 @@ absl::Status Server::Parts::LoadAll() {
     LoadRequest request;
     request.name = options.load[i].first;
     request.source.source = options.load[i].second;
+    request.replace = true;  // of what the catalogue has under that name
     registry.Load(std::move(request), [&, i](absl::StatusOr<LoadResult> result) {
       results[i] = result.status();
       done[i].Notify();
@@ -265,9 +314,9 @@ absl::Status Server::Parts::LoadAll() {
 
 // An adapter of the folder that cannot be loaded is no reason not to serve the others.
 absl::Status Server::Parts::LoadFolder() {
-  if (watched == nullptr) return absl::OkStatus();
+  if (storage.watched == nullptr) return absl::OkStatus();
   ASSIGN_OR_RETURN(folder_watch,
-                   StartFolderMode(options.watch_adapters, watched, registry, logger));
+                   StartFolderMode(options.watch_adapters, storage.watched, registry, logger));
   folder_watch->AwaitFirstLoads();
   return absl::OkStatus();
 }
@@ -291,14 +340,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   for (const auto& [name, source] : options.load) {
     RETURN_IF_ERROR(CheckAdapterName(name, "--load"));
   }
-  ASSIGN_OR_RETURN(SourceRoots adapters, SourceRoots::Open(options.adapter_roots));
-  ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
-  ASSIGN_OR_RETURN(auto watched, OpenWatchedFolder(options.watch_adapters));
-  ASSIGN_OR_RETURN(std::unique_ptr<ContentStore> content, OpenContent(options.data_dir));
-  std::unique_ptr<Server> server(new Server(
-      std::make_unique<Parts>(options, std::make_shared<const SourceRoots>(std::move(adapters)),
-                              std::make_shared<const SourceRoots>(std::move(models)),
-                              std::move(watched), std::move(content))));
+  ASSIGN_OR_RETURN(Storage storage, Storage::Open(options));
+  std::unique_ptr<Server> server(new Server(std::make_unique<Parts>(options, std::move(storage))));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
   RETURN_IF_ERROR(server->parts_->LoadFolder());
@@ -322,6 +365,17 @@ std::string Server::ReadyLine() const {
                      parts_->admin_address);
 }
 
+void Server::Reload(const absl::StatusOr<ServerOptions>& options) {
+  if (!options.ok()) {
+    parts_->logger.Log(LogLevel::kError, "reload_failed",
+                       {{"message", std::string(options.status().message())}});
+    return;
+  }
+  parts_->registry.SetMemoryBudget(options->memory_budget_bytes);
+  parts_->logger.Log(LogLevel::kInfo, "reloaded",
+                     {{"memory_budget_bytes", options->memory_budget_bytes}});
+}
+
 bool Server::Drain() {
   const absl::Time deadline = absl::Now() + parts_->options.drain_timeout;
   parts_->draining = true;
@@ -330,6 +384,9 @@ bool Server::Drain() {
   parts_->folder_watch.reset();
   absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
   parts_->environment.open_calls.Close();
+  const absl::Time cut = absl::Now() + std::min(kWatchersTimeout, (deadline - absl::Now()) / 2);
+  parts_->adapter_service.watchers().End();
+  if (!parts_->environment.open_calls.AwaitNone(cut)) parts_->adapter_service.watchers().Cut();
   const bool clean = parts_->environment.open_calls.AwaitNone(deadline);
   // Not earlier: once told to shut down, gRPC closes a connection with its last call, and the reply
   // that the client has not read by then is lost. Without calls it waits for the client's word.

@@ -27,11 +27,16 @@ class Server {
   // "adapterd ready grpc=HOST:PORT admin=HOST:PORT"
   std::string ReadyLine() const;
 
+  // Takes over what can change while it runs, the memory budget, from options that were read anew;
+  // an error leaves all as it is. Logs either.
+  void Reload(const absl::StatusOr<ServerOptions>& options);
+
   // Turns health and readiness off, refuses new requests, lets running ones end within the drain
   // timeout, then cuts them off. True when none had to be cut.
   bool Drain();
 
  private:
+  struct Storage;
   class Parts;
   explicit Server(std::unique_ptr<Parts> parts);
 

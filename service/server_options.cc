@@ -17,6 +17,7 @@ namespace {
 constexpr double kBudgetShare = 0.6;  // of memory, for adapters; the rest is requests and headroom
 constexpr int64_t kInflightDivisor = 4;  // of memory, for requests and replies
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxKeptRevisions = 100;
 
 // Stands for an empty value on its way through CLI11, which would take "--flag=" for "--flag" and
 // swallow the next argument.
@@ -155,6 +156,11 @@ bool ParseRoot(const std::string& value, std::vector<SourceRoots::Root>& roots) 
   return true;
 }
 
+bool ParseInt(const std::string& text, int least, int most, int& out) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out);
+  return error == std::errc() && end == text.data() + text.size() && out >= least && out <= most;
+}
+
 bool ParseLoad(const std::string& value, ServerOptions& options) {
   const size_t equals = value.find('=');
   if (equals == std::string::npos || equals == 0 || equals + 1 == value.size()) return false;
@@ -184,13 +190,13 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
              o.max_upload_bytes);
   flags.Add("threads", "a whole number from 1 to 1024",
             "compute threads (default: the CPUs that the cgroup allows)",
-            [&o](const std::string& v) {
-              const auto [end, error] = std::from_chars(v.data(), v.data() + v.size(), o.threads);
-              return error == std::errc() && end == v.data() + v.size() && o.threads >= 1 &&
-                     o.threads <= kMaxThreads;
-            });
+            [&o](const std::string& v) { return ParseInt(v, 1, kMaxThreads, o.threads); });
   flags.Repeated("load", "NAME=SOURCE", "load an adapter before serving: NAME=SOURCE; repeatable",
                  [&o](const std::string& v) { return ParseLoad(v, o); });
+  flags.Add(
+      "keep-revisions", "a whole number from 0 to 100",
+      "replaced revisions of each adapter to keep for requests and RollbackAdapter (default 0)",
+      [&o](const std::string& v) { return ParseInt(v, 0, kMaxKeptRevisions, o.keep_revisions); });
   flags.Text("watch-adapters", "keep loaded what is in the folder PATH: one adapter a subfolder",
              o.watch_adapters);
   flags.Add("drain-timeout", "a duration such as 25s",

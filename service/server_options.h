@@ -26,7 +26,8 @@ struct ServerOptions {
   int64_t memory_budget_bytes = 0;
   int64_t max_message_bytes = int64_t{256} << 20;
   int64_t max_inflight_bytes = 0;
-  std::string data_dir;  // path; empty: nothing survives the process
+  std::string data_dir;    // path; empty: nothing survives the process
+  int keep_revisions = 0;  // replaced ones of each adapter
   int64_t max_upload_bytes = int64_t{4} << 30;
   int threads = 1;                                        // compute workers
   std::vector<std::pair<std::string, std::string>> load;  // NAME, SOURCE

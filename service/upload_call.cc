@@ -100,13 +100,12 @@ absl::Status UploadCall::TakeChunk(const v1::UploadChunk& chunk) {
 void UploadCall::CommitAndLoad() {
   v1::UploadAdapterRequest().Swap(&message_);  // its memory is not needed for the load
   absl::AnyInvocable<absl::Status()> commit = [this] { return Commit(); };
-  if (const absl::Status status = GuardedCall(commit); !status.ok()) return Loaded(status);
+  if (const absl::Status status = GuardedCall(commit); !status.ok()) return Discard(status);
   load_.source.stored = stored_.key();
   load_.reloadable = !plane_.content->temporary();
-  auto ticket = plane_.registry.Load(std::move(load_), [call = shared_from_this()](
-                                                           absl::StatusOr<LoadResult> result) {
-    call->Loaded(result);
-  });
+  auto ticket = plane_.registry.Load(
+      load_,
+      [call = shared_from_this()](absl::StatusOr<LoadResult> result) { call->Loaded(result); });
   record_.WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
 }
 
@@ -117,23 +116,37 @@ absl::Status UploadCall::Commit() {
   RETURN_IF_ERROR(record_.cancellation().Check());
   if (incoming_ == nullptr) return Invalid("start", "expected as the first message, found the end");
   ASSIGN_OR_RETURN(stored_, incoming_->Commit());
+  incoming_ = nullptr;  // which removes what was there before
   return record_.cancellation().Check();
 }
 
 void UploadCall::Loaded(const absl::StatusOr<LoadResult>& result) {
-  bool needless = !result.ok() || plane_.content->temporary();
-  if (result.ok()) {
-    ToProto(result->adapter, v1::ADAPTER_VIEW_BASIC, *response_->mutable_adapter());
-    response_->set_already_loaded(result->already_loaded);
-    response_->set_replaced_revision(result->replaced_revision);
-    for (const std::string& name : result->evicted) response_->add_evicted(name);
-    needless = needless || result->already_loaded || !result->replaced_revision.empty();
+  if (result.status().code() == absl::StatusCode::kCancelled) {
+    // The load itself ends a little later, and holds on to the content until then. An update of
+    // nothing waits for it.
+    UpdateRequest nothing;
+    nothing.name = load_.name;
+    plane_.registry.Update(std::move(nothing),
+                           [call = shared_from_this(), status = result.status()](
+                               const absl::StatusOr<AdapterSnapshot>&) { call->Discard(status); });
+    return;
   }
-  const bool is_stored = !stored_.key().empty();
-  stored_ = StoredContent();  // whoever needs the content has said so by now
-  if (!is_stored || !needless) return End(result.status());
-  plane_.collector.Request(
-      [call = shared_from_this(), status = result.status()] { call->End(status); });
+  if (!result.ok()) return Discard(result.status());
+  ToProto(result->adapter, v1::ADAPTER_VIEW_BASIC, *response_->mutable_adapter());
+  response_->set_already_loaded(result->already_loaded);
+  response_->set_replaced_revision(result->replaced_revision);
+  for (const std::string& name : result->evicted) response_->add_evicted(name);
+  const bool leaves_garbage =
+      plane_.content->temporary() || result->already_loaded || !result->replaced_revision.empty();
+  if (leaves_garbage) return Discard(absl::OkStatus());
+  stored_ = StoredContent();  // the adapter names it by now
+  End(absl::OkStatus());
+}
+
+void UploadCall::Discard(const absl::Status& status) {
+  if (stored_.key().empty()) return End(status);
+  stored_ = StoredContent();
+  plane_.collector.Request([call = shared_from_this(), status] { call->End(status); });
 }
 
 void UploadCall::End(const absl::Status& status) {

@@ -44,6 +44,8 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadAdapterRequest
   void TakeMessage();
   void CommitAndLoad();
   void Loaded(const absl::StatusOr<LoadResult>& result);
+  // Collects what no adapter names, which may be what was stored, before the end.
+  void Discard(const absl::Status& status);
   void End(const absl::Status& status);
 
   absl::Status Take();

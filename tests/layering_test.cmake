@@ -10,8 +10,7 @@ set(MAY_INCLUDE_core/formats core/base core/tensor)
 set(MAY_INCLUDE_core/adapter core/base core/tensor core/formats)
 set(MAY_INCLUDE_core/compute core/base core/tensor)
 set(MAY_INCLUDE_core/registry core/base core/tensor core/formats core/adapter core/compute)
-set(MAY_INCLUDE_core/catalog core/base core/tensor core/formats core/adapter core/compute
-    core/registry)
+set(MAY_INCLUDE_core/catalog ${MAY_INCLUDE_core/registry} core/registry)
 list(TRANSFORM CORE_ROOMS PREPEND core/ OUTPUT_VARIABLE EVERY_CORE_ROOM)
 set(MAY_INCLUDE_service ${EVERY_CORE_ROOM})
 set(MAY_INCLUDE_bench ${EVERY_CORE_ROOM})
@@ -146,6 +145,8 @@ function(test_myself)
                    "  \"service/server.h\"")
   expect_violation("core/adapter may not include tests" core/adapter/x.cc "\"tests/testing/t.h\"")
   expect_violation("service may not include tests" service/x.cc "\"tests/testing/t.h\"")
+  expect_violation("core/registry may not include core/catalog" core/registry/x.cc
+                   "\"core/catalog/catalog.h\"")
   expect_violation("core/registry may not include core/cache" core/registry/x.cc
                    "\"core/cache/cache.h\"")
   expect_violation("know protobuf" core/registry/x.cc "\"adapterd/v1/adapter.pb.h\"")

@@ -23,9 +23,10 @@ absl::Status CheckFileName(std::string_view name) {
                      name != ".." && name.find('/') == std::string_view::npos &&
                      name.find('\0') == std::string_view::npos;
   if (plain) return absl::OkStatus();
-  return InvalidFile(fmt::format("chunk.file_name: expected the name of a file, 1 to {} bytes and "
-                                 "no path, found {}",
-                                 kMaxFileNameBytes, Quoted(name)));
+  return InvalidFile(
+      fmt::format("chunk.file_name: expected the name of a file, 1 to {} bytes and "
+                  "no path, found {}",
+                  kMaxFileNameBytes, Quoted(name)));
 }
 
 IncomingContent::~IncomingContent() { store_.RemoveIncoming(name_); }

@@ -31,9 +31,10 @@ class IncomingContent {
   IncomingContent(const IncomingContent&) = delete;
   IncomingContent& operator=(const IncomingContent&) = delete;
 
-  // More bytes of a file, also none. Files come one after the other. INVALID_FIELD: the name, a file
-  // that was ended by another one, more than kMaxUploadFiles. MESSAGE_TOO_LARGE: more bytes than
-  // Begin allowed. STORAGE_FULL, SOURCE_UNAVAILABLE. After an error only the destructor may follow.
+  // More bytes of a file, also none. Files come one after the other. INVALID_FIELD: the name, a
+  // file that was ended by another one, more than kMaxUploadFiles. MESSAGE_TOO_LARGE: more bytes
+  // than Begin allowed. STORAGE_FULL, SOURCE_UNAVAILABLE. After an error only the destructor may
+  // follow.
   absl::Status Append(const std::string& file_name, std::string_view bytes);
 
   // Once all is on disk: the content under its key, which it may share with one that was there

@@ -137,8 +137,9 @@ class RevisionRows {
     ASSIGN_OR_RETURN(present_, statement_.Next());
     if (!present_) return absl::OkStatus();
     revision_ = {};
-    const absl::Status status = DecodeRevision(statement_, adapter_, position_, revision_);
-    return status.ok() ? status : Corrupt(database_, adapter_, std::string(status.message()));
+    absl::Status status = DecodeRevision(statement_, adapter_, position_, revision_);
+    return status.ok() ? status
+                       : Corrupt(database_, adapter_, static_cast<std::string>(status.message()));
   }
 
   absl::Status Orphan() const {
@@ -165,7 +166,9 @@ absl::StatusOr<std::vector<AdapterRecord>> ReadRecords(SqliteDatabase& database)
     if (!found) break;
     AdapterRecord& record = records.emplace_back();
     const absl::Status status = DecodeAdapter(adapters, record);
-    if (!status.ok()) return Corrupt(database, record.name, std::string(status.message()));
+    if (!status.ok()) {
+      return Corrupt(database, record.name, static_cast<std::string>(status.message()));
+    }
     RETURN_IF_ERROR(revisions.Take(record));
   }
   RETURN_IF_ERROR(revisions.CheckAllTaken());

@@ -85,7 +85,7 @@ absl::Status CheckIntegrity(SqliteDatabase& database) {
 }
 
 absl::Status Apply(SqliteDatabase& database, const char* migration, int64_t version) {
-  const absl::Status status = database.Execute(
+  absl::Status status = database.Execute(
       fmt::format("BEGIN IMMEDIATE; {}; PRAGMA user_version = {}; COMMIT", migration, version));
   if (!status.ok()) database.RollBack();
   return status;

@@ -98,37 +98,42 @@ absl::Status SqliteCatalog::Erase(const std::string& name) {
 }
 
 absl::Status SqliteCatalog::Write(Change& change) {
-  {
-    const absl::MutexLock lock(&queue_mutex_);
-    waiting_.push_back(&change);
-  }
-  const absl::MutexLock lock(&database_mutex_);
-  if (!change.done) WriteWaiting();
-  if (change.status.ok()) return change.status;
-  return Error(GetErrorDetails(change.status).reason,
-               fmt::format("cannot {} adapter {}: {}", change.record == nullptr ? "erase" : "write",
-                           Quoted(change.name), std::string(change.status.message())))
-      .With("adapter", change.name);
-}
-
-void SqliteCatalog::WriteWaiting() {
   std::vector<Change*> changes;
   {
     const absl::MutexLock lock(&queue_mutex_);
+    waiting_.push_back(&change);
+    const auto decided = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return change.done || !writing_; };
+    queue_mutex_.Await(absl::Condition(&decided));
+    if (change.done) return Result(change);
+    writing_ = true;
     changes.swap(waiting_);
   }
+  WriteAll(changes);
+  const absl::MutexLock lock(&queue_mutex_);
+  for (Change* written : changes) written->done = true;
+  writing_ = false;
+  return Result(change);
+}
+
+void SqliteCatalog::WriteAll(const std::vector<Change*>& changes) {
+  const absl::MutexLock lock(&database_mutex_);
   const absl::Status together = Commit(changes);
   // What is too large for the disk must not fail what is not, an Erase above all.
   const bool alone = changes.size() > 1 && !together.ok() &&
                      GetErrorDetails(together).reason == Reason::kStorageFull;
-  for (Change* change : changes) {
-    change->status = alone ? Commit({change}) : together;
-    change->done = true;
-  }
+  for (Change* change : changes) change->status = alone ? Commit({change}) : together;
+}
+
+absl::Status SqliteCatalog::Result(const Change& change) {
+  if (change.status.ok()) return change.status;
+  return Error(GetErrorDetails(change.status).reason,
+               fmt::format("cannot {} adapter {}: {}", change.record == nullptr ? "erase" : "write",
+                           Quoted(change.name), static_cast<std::string>(change.status.message())))
+      .With("adapter", change.name);
 }
 
 absl::Status SqliteCatalog::Commit(const std::vector<Change*>& changes) {
-  const absl::Status status = Apply(changes);
+  absl::Status status = Apply(changes);
   if (!status.ok()) database_->RollBack();
   return status;
 }

@@ -52,9 +52,8 @@ class SqliteCatalog : public Journal {
     const std::string& name;
     const AdapterRecord* record = nullptr;  // null: erase
     EncodedRecord encoded = {};
-    // Written by whoever writes it, under the database's mutex.
-    bool done = false;
-    absl::Status status = {};
+    absl::Status status = {};  // set by whoever writes it, before done
+    bool done = false;         // under the queue's mutex
   };
 
   SqliteCatalog(DataDir data_dir, std::unique_ptr<SqliteDatabase> database, RecordWriter writer)
@@ -63,8 +62,11 @@ class SqliteCatalog : public Journal {
         writer_(std::move(writer)) {}
 
   // Returns when `change` was written, by this thread or another one.
-  absl::Status Write(Change& change) ABSL_LOCKS_EXCLUDED(database_mutex_);
-  void WriteWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(database_mutex_);
+  absl::Status Write(Change& change) ABSL_LOCKS_EXCLUDED(queue_mutex_, database_mutex_);
+  // Sets the status of each.
+  void WriteAll(const std::vector<Change*>& changes) ABSL_LOCKS_EXCLUDED(database_mutex_);
+  // What the caller is told.
+  static absl::Status Result(const Change& change);
   // In one transaction, all or none.
   absl::Status Commit(const std::vector<Change*>& changes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(database_mutex_);
@@ -77,7 +79,8 @@ class SqliteCatalog : public Journal {
   std::unique_ptr<SqliteDatabase> database_ ABSL_PT_GUARDED_BY(database_mutex_);
   RecordWriter writer_ ABSL_GUARDED_BY(database_mutex_);
 
-  absl::Mutex queue_mutex_ ABSL_ACQUIRED_AFTER(database_mutex_);
+  absl::Mutex queue_mutex_;                             // never held together with the other one
+  bool writing_ ABSL_GUARDED_BY(queue_mutex_) = false;  // one thread, all that waited before it
   std::vector<Change*> waiting_ ABSL_GUARDED_BY(queue_mutex_);  // in the order of their calls
 };
 

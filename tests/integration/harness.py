@@ -174,6 +174,32 @@ class Client:
         return self.adapters.UnloadAdapter(
             adapter_service_pb2.UnloadAdapterRequest(name=name, **fields), timeout=PATIENCE)
 
+    def update(self, name, mask=(), **fields):
+        request = adapter_service_pb2.UpdateAdapterRequest(name=name, **fields)
+        request.update_mask.paths.extend(mask)
+        return self.adapters.UpdateAdapter(request, timeout=PATIENCE).adapter
+
+    def rollback(self, name, revision):
+        return self.adapters.RollbackAdapter(adapter_service_pb2.RollbackAdapterRequest(
+            name=name, revision=revision), timeout=PATIENCE).adapter
+
+    def set_alias(self, name, alias, revision):
+        return self.adapters.SetAlias(adapter_service_pb2.SetAliasRequest(
+            name=name, alias=alias, revision=revision), timeout=PATIENCE).adapter
+
+    def reconcile(self, desired, **fields):
+        """`desired`: AdapterSpecs. The changes by name."""
+        request = adapter_service_pb2.ReconcileAdaptersRequest(desired=desired, **fields)
+        reply = self.adapters.ReconcileAdapters(request, timeout=PATIENCE)
+        return {change.name: change for change in reply.changes}
+
+    def watch(self, **fields):
+        """A stream of events, for as long as a test may take; stands when this returns."""
+        stream = self.adapters.WatchAdapters(
+            adapter_service_pb2.WatchAdaptersRequest(**fields), timeout=4 * PATIENCE)
+        stream.initial_metadata()  # waits
+        return stream
+
     def info(self):
         return self.adapters.GetServerInfo(adapter_service_pb2.GetServerInfoRequest(),
                                            timeout=PATIENCE)

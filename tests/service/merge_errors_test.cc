@@ -92,8 +92,10 @@ const WrongRequest kWrong[] = {
      [](Request& r) {
        r.mutable_adapters(0)->set_weight(std::numeric_limits<float>::quiet_NaN());
      }},
-    {"Alias", Reason::kNotImplemented, "",
+    {"UnknownAlias", Reason::kAdapterNotFound, "",
      [](Request& r) { r.mutable_adapters(0)->set_name("x@stable"); }},
+    {"BadAlias", Reason::kInvalidField, "adapters[0].name",
+     [](Request& r) { r.mutable_adapters(0)->set_name("x@"); }},
     {"NoModule", Reason::kInvalidField, "", [](Request& r) { r.clear_module(); }},
     {"ExpertOfALinearModule", Reason::kInvalidField, "module",
      [](Request& r) { r.mutable_module()->set_expert(1); }},

@@ -123,6 +123,7 @@ class CollectorsTest : public ::testing::Test {
 
   void Load(const std::string& name, int64_t width) {
     FakeContent content;
+    content.text = name;  // equal content would share its memory
     content.modules[0].out_features = width;
     sources_.Put(name, content);
     LoadRequest request;

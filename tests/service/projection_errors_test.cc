@@ -157,8 +157,10 @@ const WrongRequest kWrongAdapters[] = {
        UseSegments(r, {1, 1});
        r.mutable_segments(1)->mutable_adapters(0)->set_name("a b");
      }},
-    {"Alias", Reason::kNotImplemented, "",
+    {"UnknownAlias", Reason::kAdapterNotFound, "",
      [](Request& r) { r.mutable_adapter()->set_name("x@stable"); }},
+    {"BadAlias", Reason::kInvalidField, "adapter.name",
+     [](Request& r) { r.mutable_adapter()->set_name("x@y@z"); }},
     {"UnknownAdapter", Reason::kAdapterNotFound, "",
      [](Request& r) { r.mutable_adapter()->set_name("nobody"); }},
     {"OtherRevision", Reason::kRevisionMismatch, "",

@@ -1,5 +1,6 @@
 // Uploads that fail, one way after the other: each has its reason, and leaves nothing.
 #include "tests/service/upload_fixture.h"
+#include "tests/testing/fake_sources.h"
 
 namespace adapterd {
 namespace {
@@ -61,9 +62,9 @@ TEST_F(UploadErrorsTest, MessagesOutOfPlace) {
 }
 
 TEST_F(UploadErrorsTest, FileNamesThatArePaths) {
-  for (const std::string& name : {std::string(), std::string("../adapter_config.json"),
-                                  std::string("/adapter_config.json"), std::string("a/b"),
-                                  std::string(".."), std::string("a\0b", 3)}) {
+  for (const std::string& name :
+       {std::string(), std::string("../adapter_config.json"), std::string("/adapter_config.json"),
+        std::string("a/b"), std::string(".."), std::string("a\0b", 3)}) {
     SCOPED_TRACE(name);
     const Response reply = Send({StartMessage("x"), ChunkMessage(name, "{}")});
     EXPECT_THAT(reply.status, IsRpcError(Reason::kInvalidField));
@@ -188,45 +189,63 @@ TEST_F(UploadErrorsTest, ADrainingServerTakesNone) {
   ExpectNothingLeft();
 }
 
-// Stops in the opener until it is let go.
-class UploadHeldTest : public UploadErrorsTest {
+struct HoldsSources {
+  FakeSources sources_;  // before the server, which uses it
+};
+
+// Reads what a test says instead of files.
+class UploadHeldTest : private HoldsSources, public UploadErrorsTest {
  protected:
-  UploadHeldTest() : UploadErrorsTest(Options()) {}
-  static TestServerOptions Options() {
-    opened_ = std::make_shared<absl::Notification>();
-    go_on_ = std::make_shared<absl::Notification>();
+  UploadHeldTest() : UploadErrorsTest(Options(sources_)) {}
+  ~UploadHeldTest() override { sources_.OpenAllGates(); }
+
+  static TestServerOptions Options(FakeSources& sources) {
     TestServerOptions options;
-    options.opener = [opened = opened_, go_on = go_on_](const SourceSpec& spec,
-                                                        ProblemList& problems) {
-      EXPECT_EQ(spec.source, "");
-      EXPECT_EQ(spec.stored.size(), 64u);
-      opened->Notify();
-      go_on->WaitForNotification();
-      problems.Add(Error(Reason::kSourceNotFound, "held for too long"));
-      return nullptr;
-    };
+    options.opener = sources.opener();
     return options;
   }
 
-  static inline std::shared_ptr<absl::Notification> opened_;
-  static inline std::shared_ptr<absl::Notification> go_on_;
+  FakeSource& source() { return sources_[""]; }  // that of stored content
+  void Put(FakeContent content) { sources_.Put("", std::move(content)); }
 };
 
 TEST_F(UploadHeldTest, ACancelDuringTheLoadLeavesNothing) {
+  FakeContent content;
+  content.while_read = [](const Cancellation& cancellation) {
+    SpinUntil([&] { return cancellation.IsCancelled(); });
+  };
+  Put(std::move(content));
+  source().read_gate.Close();
   UploadStream stream(server_);
   ASSERT_TRUE(stream.Write(StartMessage("x")));
-  ASSERT_TRUE(stream.Write(ChunkMessage("adapter_config.json", "{}")));
+  ASSERT_TRUE(stream.Write(ChunkMessage("a", "1")));
   std::thread cancel([&] {
-    opened_->WaitForNotification();
+    source().read_gate.AwaitVisitor();
     EXPECT_EQ(Contents().size(), 1u);
     stream.Cancel();
+    source().read_gate.Open();
   });
   EXPECT_EQ(stream.Close().status.error_code(), grpc::StatusCode::CANCELLED);
   cancel.join();
-  server_.AwaitNoCalls();
-  go_on_->Notify();
-  EXPECT_THAT(Contents(), IsEmpty());
-  EXPECT_THAT(Incoming(), IsEmpty());
+  ExpectNothingLeft();
+}
+
+TEST_F(UploadHeldTest, ACollectionDuringTheLoadLeavesTheContent) {
+  Put({});
+  source().read_gate.Close();
+  UploadStream stream(server_);
+  ASSERT_TRUE(stream.Write(StartMessage("x")));
+  ASSERT_TRUE(stream.Write(ChunkMessage("a", "1")));
+  std::thread collect([&] {
+    source().read_gate.AwaitVisitor();
+    AwaitCollection();
+    EXPECT_EQ(Contents().size(), 1u);
+    source().read_gate.Open();
+  });
+  EXPECT_THAT(stream.Close().status, IsRpcOk());
+  collect.join();
+  AwaitCollection();
+  EXPECT_EQ(Contents().size(), 1u);
 }
 
 class UploadNowhereTest : public ::testing::Test {

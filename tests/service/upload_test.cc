@@ -120,9 +120,10 @@ TEST_F(UploadTest, UploadsAtOnceDoNotMeet) {
 
 TEST_F(UploadTest, ItIsCountedLikeEveryRpc) {
   ASSERT_THAT(Upload("x", AdapterFiles(1)).status, IsRpcOk());
-  EXPECT_EQ(server_.Metric("grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"UploadAdapter\""
-                           ",grpc_service=\"adapterd.v1.AdapterService\"}"),
-            1);
+  EXPECT_EQ(
+      server_.Metric("grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"UploadAdapter\""
+                     ",grpc_service=\"adapterd.v1.AdapterService\"}"),
+      1);
 }
 
 // Below a $TMPDIR of its own.

@@ -38,6 +38,7 @@ struct TestServerOptions {
   Uploads uploads = Uploads::kDataFolder;
   int threads = 2;
   int io_threads = 2;
+  size_t keep_revisions = 0;
   AdapterOpener opener;  // empty: reads what is below dir()
 };
 
@@ -57,7 +58,7 @@ class TestServer {
       : logger_(LogFormat::kText, LogLevel::kOff),
         io_pool_("io", options.io_threads),
         content_(ContentFor(options)),
-        registry_(RegistryOptionsFor(), kernels_, OpenerFor(options),
+        registry_(RegistryOptionsFor(options), kernels_, OpenerFor(options),
                   MemoryBudget::Create(options.memory_budget_bytes), io_pool_),
         admission_(options.max_inflight_bytes, metrics_.inflight_bytes()),
         environment_{metrics_, logger_, options.max_message_bytes},
@@ -66,16 +67,9 @@ class TestServer {
         control_pool_("control", 1),
         export_pool_("export", 1),
         collector_(content_.get(), registry_, io_pool_, logger_),
-        control_plane_{environment_,
-                       registry_,
-                       io_pool_,
-                       control_pool_,
-                       export_pool_,
-                       info_,
-                       draining_,
-                       content_.get(),
-                       collector_,
-                       options.max_upload_bytes},
+        control_plane_{
+            environment_, registry_, io_pool_,       control_pool_, export_pool_,
+            info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
         data_plane_{environment_, registry_, kernels_, workers_, admission_},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
@@ -113,6 +107,12 @@ class TestServer {
   Metrics& metrics() { return metrics_; }
   std::atomic<bool>& draining() { return draining_; }
   ThreadPool& workers() { return workers_; }
+  Watchers& watchers() { return adapter_service_.watchers(); }
+  // Lets no more calls in; true when all that were in have left within `patience`.
+  bool AwaitNoCalls(absl::Duration patience) {
+    environment_.open_calls.Close();
+    return environment_.open_calls.AwaitNone(absl::Now() + patience);
+  }
   int64_t used_bytes() const { return registry_.budget().used(); }
   double inflight_bytes() { return metrics_.inflight_bytes().Value(); }
 
@@ -146,6 +146,27 @@ class TestServer {
     request.set_name(name);
     return Unload(request);
   }
+  Reply<v1::UpdateAdapterResponse> Update(const v1::UpdateAdapterRequest& request) {
+    return Call(&v1::AdapterService::Stub::UpdateAdapter, adapters_, request);
+  }
+  Reply<v1::RollbackAdapterResponse> Rollback(const std::string& name,
+                                              const std::string& revision) {
+    v1::RollbackAdapterRequest request;
+    request.set_name(name);
+    request.set_revision(revision);
+    return Call(&v1::AdapterService::Stub::RollbackAdapter, adapters_, request);
+  }
+  Reply<v1::SetAliasResponse> SetAlias(const std::string& name, const std::string& alias,
+                                       const std::string& revision) {
+    v1::SetAliasRequest request;
+    request.set_name(name);
+    request.set_alias(alias);
+    request.set_revision(revision);
+    return Call(&v1::AdapterService::Stub::SetAlias, adapters_, request);
+  }
+  Reply<v1::ReconcileAdaptersResponse> Reconcile(const v1::ReconcileAdaptersRequest& request) {
+    return Call(&v1::AdapterService::Stub::ReconcileAdapters, adapters_, request);
+  }
   Reply<v1::GetServerInfoResponse> Info() {
     return Call(&v1::AdapterService::Stub::GetServerInfo, adapters_, v1::GetServerInfoRequest());
   }
@@ -159,7 +180,7 @@ class TestServer {
   // What /metrics would say.
   std::string MetricsText() {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry_);
-    for (auto& family : CollectServer(workers_, kernels_.isa())) more.push_back(std::move(family));
+    for (auto& family : CollectServer(workers_, io_pool_, kernels_.isa())) more.push_back(std::move(family));
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics_.Text(more);
   }
@@ -187,12 +208,13 @@ class TestServer {
     return reply;
   }
 
-  RegistryOptions RegistryOptionsFor() {
-    RegistryOptions options;
-    options.on_load = [this](const LoadEvent& event) {
+  RegistryOptions RegistryOptionsFor(const TestServerOptions& options) {
+    RegistryOptions registry_options;
+    registry_options.keep_revisions = options.keep_revisions;
+    registry_options.on_load = [this](const LoadEvent& event) {
       metrics_.Load(event.status, event.read, event.duration);
     };
-    return options;
+    return registry_options;
   }
 
   AdapterOpener OpenerFor(const TestServerOptions& options) const {

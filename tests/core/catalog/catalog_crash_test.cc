@@ -115,7 +115,7 @@ void SetFileLimit(rlim_t bytes) {
 
 TEST(CatalogCrashTest, AFileThatMayNotGrowLeavesTheFormerRecord) {
   TempDir dir;
-  ChildProcess child([&](ChildProcess& self) {
+  ChildProcess child([&](ChildProcess&) {
     signal(SIGXFSZ, SIG_IGN);  // so that the write fails instead
     auto catalog = OpenCatalog(dir / "data");
     EXPECT_THAT(catalog->Put(SmallRecord("a", "1")), IsOk());
@@ -148,7 +148,7 @@ bool MountSmallDisk(const std::filesystem::path& where) {
 
 TEST(CatalogCrashTest, AFullDiskLosesNothingThatWasAcknowledged) {
   TempDir dir;
-  ChildProcess child([&](ChildProcess& self) {
+  ChildProcess child([&](ChildProcess&) {
     if (!MountSmallDisk(dir.path())) return kNotPermitted;
     dir.Write("ballast", std::string(200'000, 'b'));
     auto catalog = OpenCatalog(dir / "data");
@@ -181,9 +181,10 @@ TEST(CatalogCrashTest, AFileThatMayOnlyBeReadIsRefused) {
   TempDir dir;
   const std::string data_dir = dir / "data";
   ASSERT_NE(OpenCatalog(data_dir), nullptr);
-  std::filesystem::permissions(dir.path(), std::filesystem::perms(0755));
-  std::filesystem::permissions(data_dir + "/" + kCatalogueFile, std::filesystem::perms(0400));
-  ChildProcess child([&](ChildProcess& self) {
+  std::filesystem::permissions(dir.path(), static_cast<std::filesystem::perms>(0755));
+  std::filesystem::permissions(data_dir + "/" + kCatalogueFile,
+                               static_cast<std::filesystem::perms>(0400));
+  ChildProcess child([&](ChildProcess&) {
     if (geteuid() == 0) {
       EXPECT_EQ(chown(data_dir.c_str(), kNobody, kNobody), 0);
       for (const auto& entry : std::filesystem::directory_iterator(data_dir)) {

@@ -69,7 +69,7 @@ TEST(DataDirTest, ASecondHolderIsRefusedWithTheNumberOfTheFirst) {
 
 TEST(DataDirTest, IsFreeAgainWhenItsHolderLetsGo) {
   TempDir dir;
-  ChildProcess holder([&](ChildProcess& self) {
+  ChildProcess holder([&](ChildProcess&) {
     EXPECT_THAT(DataDir::Open(dir / "data"), IsOk());
     return 0;
   });
@@ -82,10 +82,10 @@ TEST(DataDirTest, IsFreeAgainWhenItsHolderLetsGo) {
 // Root passes every permission, so the child becomes somebody else.
 TEST(DataDirTest, AFolderThatCannotBeWrittenIsRefused) {
   TempDir dir;
-  std::filesystem::permissions(dir.path(), std::filesystem::perms(0755));
+  std::filesystem::permissions(dir.path(), static_cast<std::filesystem::perms>(0755));
   std::filesystem::create_directory(dir / "data");
-  std::filesystem::permissions(dir / "data", std::filesystem::perms(0555));
-  ChildProcess child([&](ChildProcess& self) {
+  std::filesystem::permissions(dir / "data", static_cast<std::filesystem::perms>(0555));
+  ChildProcess child([&](ChildProcess&) {
     constexpr uid_t kNobody = 65534;
     if (geteuid() == 0) {
       EXPECT_EQ(setuid(kNobody), 0);

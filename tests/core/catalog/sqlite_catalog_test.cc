@@ -1,5 +1,7 @@
 #include "core/catalog/sqlite_catalog.h"
 
+#include <fmt/format.h>
+
 #include <limits>
 #include <thread>
 
@@ -9,7 +11,6 @@
 namespace adapterd {
 namespace {
 
-using std::string_literals::operator""s;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -73,13 +74,13 @@ TEST_F(SqliteCatalogTest, ErasedRecordsAreGoneWithTheirRevisions) {
 
 TEST_F(SqliteCatalogTest, ExtremeValuesComeBack) {
   AdapterRecord record = SmallRecord(std::string(128, 'n'));
-  record.current.source.source = "a\0b'; DROP TABLE adapters; --"s;
+  record.current.source.source = std::string("a\0b'; DROP TABLE adapters; --", 29);
   record.current.memory_bytes = std::numeric_limits<int64_t>::max();
   record.current.load_time = absl::FromUnixNanos(-1);
   record.current.description.ranks = {std::numeric_limits<int32_t>::max()};
   record.current.description.parameter_count = std::numeric_limits<int64_t>::max();
   record.current.description.lora_dropout = 0.1 + 0.2;
-  record.labels = {{"", std::string(100'000, 'x')}, {"a\0b"s, "\x7f\x01"}};
+  record.labels = {{"", std::string(100'000, 'x')}, {std::string("a\0b", 3), "\x7f\x01"}};
   ASSERT_THAT(catalog_->Put(record), IsOk());
   EXPECT_THAT(RecordsOf(*catalog_), ElementsAre(record));
 }
@@ -131,12 +132,13 @@ TEST_F(SqliteCatalogTest, ManyThreadsPutAtOnce) {
   constexpr int kThreads = 8;
   constexpr int kPuts = 20;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([this, t] {
       for (int i = 0; i < kPuts; ++i) {
-        const std::string name = "t" + std::to_string(t) + "-" + std::to_string(i);
+        const std::string name = fmt::format("t{}-{}", t, i);
         EXPECT_THAT(catalog_->Put(SmallRecord(name)), IsOk());
-        EXPECT_THAT(catalog_->Put(SmallRecord("shared" + std::to_string(t), name)), IsOk());
+        EXPECT_THAT(catalog_->Put(SmallRecord(fmt::format("shared{}", t), name)), IsOk());
         if (i % 2 == 1) {
           EXPECT_THAT(catalog_->Erase(name), IsOk());
         }
@@ -149,9 +151,8 @@ TEST_F(SqliteCatalogTest, ManyThreadsPutAtOnce) {
   const std::vector<AdapterRecord> records = RecordsOf(*catalog_);
   ASSERT_THAT(records, SizeIs(kThreads * kPuts / 2 + kThreads));
   for (int t = 0; t < kThreads; ++t) {
-    const std::string number = std::to_string(t);
     EXPECT_EQ(records[static_cast<size_t>(t)],
-              SmallRecord("shared" + number, "t" + number + "-19"));
+              SmallRecord(fmt::format("shared{}", t), fmt::format("t{}-{}", t, kPuts - 1)));
   }
 }
 
