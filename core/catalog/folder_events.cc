@@ -19,10 +19,8 @@
 namespace adapterd {
 namespace {
 
-// No IN_MODIFY: a large copy would ring for every write, and what is being written is looked at
-// again and again anyway until it rests.
-constexpr uint32_t kMask = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_CLOSE_WRITE |
-                           IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
+constexpr uint32_t kMask = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_MODIFY |
+                           IN_CLOSE_WRITE | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
 
 absl::Status SystemError(std::string_view what, int error) {
   return Error(Reason::kSourceUnavailable, fmt::format("{}: {}", what, std::strerror(error)));
@@ -47,21 +45,32 @@ absl::StatusOr<std::unique_ptr<FolderEvents>> FolderEvents::Create() {
 
 absl::Status FolderEvents::Watch(const std::vector<std::string>& folders) {
   if (!inotify_status_.ok()) return inotify_status_;
-  std::set<int> watches;
+  std::map<std::string, int> watches;
+  std::set<int> used;
   absl::Status status;
   for (const std::string& folder : folders) {
     const int watch = inotify_add_watch(inotify_.get(), folder.c_str(), kMask);
     if (watch >= 0) {
-      watches.insert(watch);
+      watches.emplace(folder, watch);
+      used.insert(watch);
     } else if (errno == ENOSPC || errno == ENOMEM) {
       status = SystemError("inotify", errno);  // those that it has already go on
     }
   }
-  for (const int watch : watches_) {
-    if (!watches.contains(watch)) inotify_rm_watch(inotify_.get(), watch);
+  for (const auto& [folder, watch] : watches_) {
+    if (!used.contains(watch)) inotify_rm_watch(inotify_.get(), watch);
   }
+  std::erase_if(open_, [&](const auto& files) { return !used.contains(files.first); });
   watches_ = std::move(watches);
   return status;
+}
+
+std::set<std::string> FolderEvents::being_written() const {
+  std::set<std::string> folders;
+  for (const auto& [folder, watch] : watches_) {
+    if (open_.contains(watch)) folders.insert(folder);
+  }
+  return folders;
 }
 
 FolderEvents::Heard FolderEvents::Wait(absl::Duration timeout) {
@@ -84,9 +93,21 @@ bool FolderEvents::DrainInotify() {
       inotify_event event;
       std::memcpy(&event, buffer.data() + at, sizeof(event));
       changed |= (event.mask & IN_IGNORED) == 0;  // the word that a watch is gone
+      const char* name = buffer.data() + at + sizeof(event);
+      Note(event.wd, event.mask, event.len > 0 ? name : "");  // padded with NUL bytes
       at += static_cast<ssize_t>(sizeof(event) + event.len);
     }
   }
+}
+
+void FolderEvents::Note(int watch, uint32_t mask, const std::string& name) {
+  if ((mask & IN_Q_OVERFLOW) != 0) open_.clear();  // who closed what is not known any more
+  if ((mask & IN_MODIFY) != 0) open_[watch].insert(name);
+  if ((mask & (IN_CLOSE_WRITE | IN_DELETE | IN_MOVED_FROM)) == 0) return;
+  const auto found = open_.find(watch);
+  if (found == open_.end()) return;
+  found->second.erase(name);
+  if (found->second.empty()) open_.erase(found);
 }
 
 void FolderEvents::Wake() {

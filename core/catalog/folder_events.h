@@ -2,6 +2,8 @@
 #ifndef ADAPTERD_CORE_CATALOG_FOLDER_EVENTS_H_
 #define ADAPTERD_CORE_CATALOG_FOLDER_EVENTS_H_
 
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -32,6 +34,10 @@ class FolderEvents {
   // left out. SOURCE_UNAVAILABLE when the kernel does not have watches for all of them.
   absl::Status Watch(const std::vector<std::string>& folders);
 
+  // Watched folders that hold a file which was written since it is watched, and not closed yet: a
+  // writer that rests, or one that never closes. Writes through mappings are not heard.
+  std::set<std::string> being_written() const;
+
   // Until something is heard or `timeout` (>= 0) is over.
   Heard Wait(absl::Duration timeout);
 
@@ -45,11 +51,13 @@ class FolderEvents {
         wake_(std::move(wake)) {}
 
   bool DrainInotify();
+  void Note(int watch, uint32_t mask, const std::string& name);
 
   const ScopedFd inotify_;  // invalid when there is none
   const absl::Status inotify_status_;
   const ScopedFd wake_;
-  std::set<int> watches_;
+  std::map<std::string, int> watches_;         // by path; symlinks may share one
+  std::map<int, std::set<std::string>> open_;  // files, by watch
 };
 
 }  // namespace adapterd

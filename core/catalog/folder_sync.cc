@@ -50,9 +50,9 @@ FolderSync::~FolderSync() {
   mutex_.Await(absl::Condition(&is_idle));
 }
 
-void FolderSync::Scan(absl::Duration now) {
+void FolderSync::Scan(absl::Duration now, const std::set<std::string>& being_written) {
   TakeEnded(now);
-  const absl::Status status = Look(now);
+  const absl::Status status = Look(now, being_written);
   if (!status.ok() && unreadable_ != status.message()) {
     unreadable_ = std::string(status.message());
     Report(FolderEvent::Kind::kUnreadable, "", status);
@@ -68,7 +68,7 @@ void FolderSync::Advance(absl::Duration now) {
   StartLoads();
 }
 
-absl::Status FolderSync::Look(absl::Duration now) {
+absl::Status FolderSync::Look(absl::Duration now, const std::set<std::string>& being_written) {
   ASSIGN_OR_RETURN(FolderScan scan, ScanFolder(options_.path));
   if (scan.adapters.empty() && !entries_.empty() && !SameFolder(scan.identity, identity_)) {
     return Error(Reason::kSourceUnavailable,
@@ -77,6 +77,7 @@ absl::Status FolderSync::Look(absl::Duration now) {
                              Quoted(options_.path)));
   }
   Observe(std::move(scan), now);
+  NoteWriters(being_written);
   Plan(now);
   return absl::OkStatus();
 }
@@ -100,6 +101,16 @@ void FolderSync::Observe(FolderScan scan, absl::Duration now) {
   roots_->Set(std::move(scan.roots));
   first_scan_ = first_scan_.value_or(now);
   last_scan_ = now;
+}
+
+void FolderSync::NoteWriters(const std::set<std::string>& being_written) {
+  for (auto& [name, entry] : entries_) {
+    const std::string folder = fmt::format("{}/{}", options_.path, name);
+    // Behind all that lies in the folder comes what begins with the character behind "/".
+    const auto inside = being_written.lower_bound(folder + '/');
+    entry.is_written = being_written.contains(folder) ||
+                       (inside != being_written.end() && inside->starts_with(folder + '/'));
+  }
 }
 
 void FolderSync::Plan(absl::Duration now) {

@@ -57,6 +57,10 @@ inline constexpr int kMaxConcurrentLoads = 8;
 inline constexpr absl::Duration kFirstRetryPause = absl::Seconds(1);
 inline constexpr absl::Duration kLastRetryPause = absl::Minutes(1);
 
+// A folder with a file that is still open for writing is believed only when it has not changed for
+// so long: some programs never close what they wrote.
+inline constexpr absl::Duration kWriterPatience = absl::Minutes(1);
+
 // Decides and starts; waits for nothing. Each adapter is loaded when its folder is new or changed,
 // and unloaded when it is gone, both only once that has settled. An adapter that clients unloaded
 // comes back, one that they own is left alone, and pins and labels that they set stay.
@@ -76,8 +80,9 @@ class FolderSync {
   FolderSync(const FolderSync&) = delete;
   FolderSync& operator=(const FolderSync&) = delete;
 
-  // Looks at the folder and starts what follows from it. The caller scans again after `pause`.
-  void Scan(absl::Duration now);
+  // Looks at the folder and starts what follows from it. `being_written` are the folders, as paths,
+  // of files that are open for writing as far as is known. The caller scans again after `pause`.
+  void Scan(absl::Duration now, const std::set<std::string>& being_written = {});
   absl::Duration pause() const;
 
   // Takes note of loads that ended and starts those that waited for a place.
@@ -99,6 +104,7 @@ class FolderSync {
     absl::Duration retry_at;
     absl::Duration retry_pause = kFirstRetryPause;
     bool is_running = false;  // a load or an unload
+    bool is_written = false;  // now, as far as is known
     FolderActions::Cancel cancel;
     bool skip_reported = false;
   };
@@ -108,12 +114,16 @@ class FolderSync {
     absl::Status status;
   };
 
-  absl::Status Look(absl::Duration now);
+  absl::Status Look(absl::Duration now, const std::set<std::string>& being_written);
+  void NoteWriters(const std::set<std::string>& being_written);
   void Observe(FolderScan scan, absl::Duration now);
   void Plan(absl::Duration now);
   // Starts or queues what `entry` asks for. False when there is nothing left to keep it for.
   bool Decide(const std::string& name, Entry& entry, absl::Duration now);
-  bool IsBelieved(const Entry& entry) const { return last_scan_ - entry.since >= options_.settle; }
+  bool IsBelieved(const Entry& entry) const {
+    const bool waits_for_writer = entry.found && entry.is_written;
+    return last_scan_ - entry.since >= (waits_for_writer ? kWriterPatience : options_.settle);
+  }
   bool WantsLoad(const std::string& name, Entry& entry, absl::Duration now);
   bool IsClients(const std::string& name, Entry& entry,
                  const absl::StatusOr<AdapterSnapshot>& snapshot);

@@ -62,7 +62,7 @@ void FolderWatch::Run() {
   for (;;) {
     const absl::Duration now = SteadyNow();
     if (now >= next) {
-      sync_.Scan(now);
+      sync_.Scan(now, events_->being_written());
       Hear();
       const absl::Duration end = SteadyNow();
       rested = end + kRest * (end - now);

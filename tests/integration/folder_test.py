@@ -177,6 +177,20 @@ class ChangeTest(FolderTest):
         watcher.join()
         self.assertLessEqual(seen, {"", truth.revision()})
 
+    def test_a_file_that_is_rewritten_in_place_is_not_read_before_it_is_closed(self):
+        old = write_adapter(self.watched / "a", seed=1)
+        new = write_adapter(self.outside / "new", seed=2)
+        content = (self.outside / "new/adapter_model.safetensors").read_bytes()
+        self.serve()
+        with open(self.watched / "a/adapter_model.safetensors", "r+b") as weights:
+            weights.write(content[:len(content) - 8])
+            weights.flush()
+            # Written later and believed as soon as any folder that rests.
+            self.await_revision("b", write_adapter(self.watched / "b", seed=3))
+            self.assertEqual(self.revision("a"), old.revision())
+            weights.write(content[-8:])
+        self.await_revision("a", new)
+
 
 class TroubleTest(FolderTest):
     def test_a_broken_adapter_is_failed_with_its_reason_until_it_is_repaired(self):

@@ -1,8 +1,10 @@
 #include "core/catalog/folder_events.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <thread>
 
@@ -11,6 +13,10 @@
 
 namespace adapterd {
 namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 class FolderEventsTest : public ::testing::Test {
  protected:
@@ -48,6 +54,32 @@ TEST_F(FolderEventsTest, FollowsSymlinks) {
   EXPECT_THAT(events_->Watch({temp_ / "link"}), IsOk());
   temp_.Write("target/y", "1");
   EXPECT_TRUE(Changed());
+}
+
+TEST_F(FolderEventsTest, KnowsWhichFoldersHoldFilesThatAreStillBeingWritten) {
+  const std::string a = temp_ / "a";
+  std::filesystem::create_directories(a);
+  std::filesystem::create_directories(temp_ / "b");
+  std::filesystem::create_directory_symlink("a", temp_ / "link");
+  EXPECT_THAT(events_->Watch({a, temp_ / "b", temp_ / "link"}), IsOk());
+  std::ofstream one(a + "/one");
+  std::ofstream two(a + "/two");
+  EXPECT_TRUE(Changed());
+  EXPECT_THAT(events_->being_written(), IsEmpty()) << "nothing is written yet";
+  one << "1" << std::flush;
+  two << "2" << std::flush;
+  EXPECT_TRUE(Changed());
+  EXPECT_THAT(events_->being_written(), ElementsAre(a, (temp_ / "link").string()));
+  one.close();
+  EXPECT_TRUE(Changed());
+  EXPECT_THAT(events_->being_written(), SizeIs(2));
+  std::filesystem::remove(a + "/two");
+  EXPECT_TRUE(Changed());
+  EXPECT_THAT(events_->being_written(), IsEmpty());
+  two << "more" << std::flush;
+  EXPECT_THAT(events_->Watch({temp_ / "b"}), IsOk());
+  Changed();
+  EXPECT_THAT(events_->being_written(), IsEmpty());
 }
 
 TEST_F(FolderEventsTest, AWakeEndsTheNextWaitOnce) {

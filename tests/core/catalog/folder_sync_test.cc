@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -56,7 +57,7 @@ class FolderSyncTest : public ::testing::Test {
 
   void ScanAfter(absl::Duration passed) {
     now_ += passed;
-    sync_->Scan(now_);
+    sync_->Scan(now_, being_written_);
     sync_->Advance(now_);
   }
 
@@ -88,6 +89,7 @@ class FolderSyncTest : public ::testing::Test {
   std::vector<FolderEvent> events_;
   std::shared_ptr<RenewableRoots> roots_;
   absl::Duration now_ = absl::Hours(1);
+  std::set<std::string> being_written_;
   std::unique_ptr<FolderSync> sync_;
 };
 
@@ -146,6 +148,25 @@ TEST_F(FolderSyncTest, AFolderThatIsStillBeingCopiedIsWaitedFor) {
   ScanAfter(kSettle);
   ScanAfter(kSettle);
   EXPECT_EQ(loads(), 1U);
+}
+
+TEST_F(FolderSyncTest, AWriterThatRestsIsWaitedForButNotForever) {
+  Write("a/weights");
+  Write("b/sub/weights");
+  Write("b-2/weights");
+  being_written_ = {temp_ / "watched/a", temp_ / "watched/b/sub"};
+  ScanAfter(absl::ZeroDuration());
+  ScanAfter(absl::Seconds(30));
+  EXPECT_THAT(registry_.Names(), ElementsAre("b-2"));
+  EXPECT_EQ(sync_->pause(), kSettle);
+  being_written_.erase(temp_ / "watched/a");
+  ScanAfter(kSettle);
+  EXPECT_THAT(registry_.Names(), ElementsAre("a", "b-2"));
+  ScanAfter(kWriterPatience - absl::Seconds(30) - kSettle);
+  EXPECT_THAT(registry_.Names(), ElementsAre("a", "b", "b-2"));
+  Remove("b");
+  Sync();
+  EXPECT_THAT(registry_.Names(), ElementsAre("a", "b-2"));
 }
 
 TEST_F(FolderSyncTest, AFolderThatIsGoneOnlyForAMomentIsNotUnloaded) {
