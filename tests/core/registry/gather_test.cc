@@ -22,7 +22,8 @@ INSTANTIATE_TEST_SUITE_P(Threads, GatherTest, ::testing::Values(1, 4), ThreadsNa
 
 TEST_P(GatherTest, AllComeBack) {
   StartWith(3);
-  ASSERT_OK_AND_ASSIGN(const Handles handles, Acquire({{"c", ""}, {"a", ""}, {"c", ""}, {"b", ""}}));
+  ASSERT_OK_AND_ASSIGN(const Handles handles,
+                       Acquire({{"c", ""}, {"a", ""}, {"c", ""}, {"b", ""}}));
   ASSERT_EQ(handles.size(), 4u);
   EXPECT_EQ(handles[0]->revision(), RevisionOf("c"));
   EXPECT_EQ(handles[1]->revision(), RevisionOf("a"));
@@ -74,8 +75,7 @@ TEST_P(GatherTest, PinnedMemoryCountsAgainstThem) {
   ASSERT_THAT(Update(pin), IsOk());
   ASSERT_THAT(Acquire({{"a", ""}}), IsOk());
   EXPECT_THAT(Acquire({{"b", ""}, {"c", ""}}), IsOk());
-  EXPECT_THAT(Acquire({{"b", ""}, {"c", ""}, {"d", ""}}),
-              HasReason(Reason::kMemoryBudgetExceeded));
+  EXPECT_THAT(Acquire({{"b", ""}, {"c", ""}, {"d", ""}}), HasReason(Reason::kMemoryBudgetExceeded));
   EXPECT_THAT(Acquire({{"a", ""}, {"b", ""}, {"d", ""}}), IsOk());  // its own does not
 }
 

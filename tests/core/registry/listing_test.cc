@@ -63,9 +63,21 @@ TEST_P(ListingTest, FiltersMustAllMatch) {
       {"Prefix", [](ListQuery& q) { q.name_prefix = "ab"; }, {"ab", "abc", "abd"}},
       {"PrefixOfNone", [](ListQuery& q) { q.name_prefix = "abca"; }, {}},
       {"Base", [](ListQuery& q) { q.base_model = "base"; }, {"ab", "abd", "b"}},
-      {"Label", [](ListQuery& q) { q.labels = {{"team", "red"}}; }, {"ab", "abc", "loading"}},
-      {"Labels", [](ListQuery& q) { q.labels = {{"team", "red"}, {"tier", "1"}}; }, {"abc"}},
-      {"LabelWithoutValue", [](ListQuery& q) { q.labels = {{"team", ""}}; }, {}},
+      {"Label",
+       [](ListQuery& q) {
+         q.labels = {{"team", "red"}};
+       },
+       {"ab", "abc", "loading"}},
+      {"Labels",
+       [](ListQuery& q) {
+         q.labels = {{"team", "red"}, {"tier", "1"}};
+       },
+       {"abc"}},
+      {"LabelWithoutValue",
+       [](ListQuery& q) {
+         q.labels = {{"team", ""}};
+       },
+       {}},
       {"Ready", [](ListQuery& q) { q.state = AdapterState::kReady; }, {"ab", "abd", "b"}},
       {"Evicted", [](ListQuery& q) { q.state = AdapterState::kEvicted; }, {"abc"}},
       {"Loading", [](ListQuery& q) { q.state = AdapterState::kLoading; }, {"loading"}},

@@ -131,9 +131,8 @@ class World::Worker {
     request.pinned = OneIn(8);
     request.labels = {{"team", OneIn(4) ? "red" : "blue"}};
     request.replace = !OneIn(3);
-    Answer<LoadResult> answer = Ask<LoadResult>([&](auto done) {
-      return world_.registry_->Load(request, std::move(done));
-    });
+    Answer<LoadResult> answer = Ask<LoadResult>(
+        [&](auto done) { return world_.registry_->Load(request, std::move(done)); });
     const absl::Status status = answer.value.status();
     Operation load;
     load.text = fmt::format("Load {}{}{} {}", Short(world_.revisions_[content]),
@@ -145,12 +144,10 @@ class World::Worker {
       // after it.
       UpdateRequest nothing;
       nothing.name = request.name;
-      answer.returned = Ask<AdapterSnapshot>(
-                            [&](auto done) {
-                              return world_.registry_->Update(nothing, std::move(done));
-                            },
-                            false)
-                            .returned;
+      answer.returned =
+          Ask<AdapterSnapshot>(
+              [&](auto done) { return world_.registry_->Update(nothing, std::move(done)); }, false)
+              .returned;
     } else if (SaysNothing(status)) {
       return;
     }
@@ -192,12 +189,12 @@ class World::Worker {
     request.force = OneIn(2);
     request.wait = OneIn(2);
     if (OneIn(4)) request.revision = AnyRevision();
-    const Answer<UnloadResult> answer = Ask<UnloadResult>([&](auto done) {
-      return world_.registry_->Unload(request, std::move(done));
-    });
+    const Answer<UnloadResult> answer = Ask<UnloadResult>(
+        [&](auto done) { return world_.registry_->Unload(request, std::move(done)); });
     const absl::Status status = answer.value.status();
     if (SaysNothing(status)) return;
-    if (status.ok() && request.wait && !answer.value->freed) world_.Violation("unload did not wait");
+    if (status.ok() && request.wait && !answer.value->freed)
+      world_.Violation("unload did not wait");
     Operation unload;
     unload.text = fmt::format("Unload {}{} {}", Short(request.revision),
                               request.force ? " force" : "", OutcomeOf(status));
@@ -253,9 +250,8 @@ class World::Worker {
       const absl::StatusOr<AdapterSnapshot> now = world_.registry_->Get(request.name);
       if (now.ok()) request.etag = now->etag;
     }
-    const auto answer = Ask<AdapterSnapshot>([&](auto done) {
-      return world_.registry_->Update(request, std::move(done));
-    });
+    const auto answer = Ask<AdapterSnapshot>(
+        [&](auto done) { return world_.registry_->Update(request, std::move(done)); });
     const bool fits = !HasReason(answer.value.status(), Reason::kEtagMismatch);
     RecordChange(name, "Update", answer, [request, fits](State& state) -> std::optional<Reason> {
       const bool is_known = !request.etag.empty() && !state.etag.empty();
@@ -313,17 +309,16 @@ class World::Worker {
       refs.push_back(ref);
     }
     const bool skip = OneIn(2);
-    const auto answer = Ask<std::vector<AdapterHandle>>([&](auto done) {
-      return world_.registry_->Acquire(refs, skip, std::move(done));
-    });
+    const auto answer = Ask<std::vector<AdapterHandle>>(
+        [&](auto done) { return world_.registry_->Acquire(refs, skip, std::move(done)); });
     const absl::Status status = answer.value.status();
     if (SaysNothing(status)) return;
     std::string failed = MetadataOf(status.ok() ? absl::InternalError("") : status, "adapter");
     failed = failed.substr(0, failed.find('@'));
     for (size_t i = 0; i < refs.size(); ++i) {
       const AdapterRef& ref = refs[i];
-      const std::string text = fmt::format("Acquire {}@{} {}", Short(ref.revision), ref.alias,
-                                           OutcomeOf(status));
+      const std::string text =
+          fmt::format("Acquire {}@{} {}", Short(ref.revision), ref.alias, OutcomeOf(status));
       if (status.ok()) {
         const AdapterHandle& handle = (*answer.value)[i];
         const std::string got = handle.empty() ? "" : handle->revision();
@@ -345,7 +340,8 @@ class World::Worker {
   void RecordRefusal(const std::vector<int>& names, const std::vector<AdapterRef>& refs, size_t i,
                      const std::string& text, int64_t call, int64_t returned,
                      const absl::Status& status) {
-    Record(names[i], call, returned, Read(text, [refs, name = refs[i].name, status](const State& s) {
+    Record(names[i], call, returned,
+           Read(text, [refs, name = refs[i].name, status](const State& s) {
              return std::any_of(refs.begin(), refs.end(), [&](const AdapterRef& ref) {
                if (ref.name != name) return false;
                if (s.exists && !s.enabled) return HasReason(status, Reason::kAdapterDisabled);

@@ -161,7 +161,8 @@ class RegistryTest : public ::testing::TestWithParam<int> {
 
   std::vector<std::string> Names() const {
     std::vector<std::string> names;
-    for (const AdapterSnapshot& adapter : registry_->List({}).adapters) names.push_back(adapter.name);
+    for (const AdapterSnapshot& adapter : registry_->List({}).adapters)
+      names.push_back(adapter.name);
     return names;
   }
 

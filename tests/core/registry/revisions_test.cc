@@ -141,7 +141,7 @@ TEST_P(RevisionsTest, ARollbackSwapsTheCurrentOne) {
   EXPECT_EQ(after.source, "1");
   EXPECT_NE(after.etag, before.etag);
   EXPECT_THAT(after.kept_revisions, ElementsAre(RevisionOf("3"), RevisionOf("2")));
-  EXPECT_EQ(after.in_flight, 0);
+  EXPECT_EQ(registry_->Get("x")->in_flight, 0);
   ASSERT_OK_AND_ASSIGN(const Handles handles, Acquire({{"x", ""}}));
   EXPECT_EQ(handles[0]->revision(), RevisionOf("1"));
   for (const char* text : {"1", "2", "3"}) EXPECT_EQ(sources_[text].reads, 1);

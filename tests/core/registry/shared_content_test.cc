@@ -66,8 +66,9 @@ TEST_P(SharedContentTest, EvictionTakesItFromBoth) {
 }
 
 TEST_P(SharedContentTest, ItStaysWhileOneNameIsPinned) {
-  Start(Unit());
+  Start(2 * Unit());  // a load reads its own copy before it can share
   LoadBoth();
+  registry_->SetMemoryBudget(Unit());
   UpdateRequest pin;
   pin.name = "x";
   pin.pinned = true;
