@@ -74,6 +74,7 @@ std::vector<Knob> Knobs() {
       {"max-message-size", "1MiB", [](const O& o) { return o.max_message_bytes == 1 << 20; }},
       {"max-inflight-bytes", "3GB",
        [](const O& o) { return o.max_inflight_bytes == 3'000'000'000; }},
+      {"keep-revisions", "2", [](const O& o) { return o.keep_revisions == 2; }},
       {"data-dir", "/data", [](const O& o) { return o.data_dir == "/data"; }},
       {"max-upload-bytes", "2GiB", [](const O& o) { return o.max_upload_bytes == 2 * kGiB; }},
       {"threads", "5", [](const O& o) { return o.threads == 5; }},
