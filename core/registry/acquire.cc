@@ -104,24 +104,28 @@ void AdapterRegistry::Resolve(const AcquisitionPtr& acquisition) {
       return;
     }
     if (first_load != nullptr) {
-      LeaveLine(a);
+      StopWaiting(acquisition);
+      a.wanted.clear();
+      DropUnwanted(a);
       Wait(first_load, first_load->ready_waiters, a.ticket,
            [this, acquisition](const Outcome&) { TryAcquire(acquisition); });
       return;
     }
     uses.push_back(*std::move(use));
   }
-  std::set<RecordPtr> distinct;
+  a.wanted.clear();
   bool all_here = true;
   for (const Use& use : uses) {
     if (use.record == nullptr) continue;
-    distinct.insert(use.record);
+    a.wanted.insert(use.record);
     all_here = all_here && use.record->lease != nullptr;
   }
   if (all_here) {
     Grant(a, uses);
-  } else if (distinct.size() == 1 || StandInLine(acquisition)) {
-    BringBack(acquisition, distinct);
+  } else if (absl::Status room = CheckRoom(a.wanted); !room.ok()) {
+    a.answer = std::move(room);
+  } else if (a.wanted.size() == 1 || StandInLine(acquisition)) {
+    BringBack(acquisition);
   }
 }
 
@@ -155,26 +159,9 @@ void AdapterRegistry::LeaveLine(Acquisition& acquisition) {
   }
 }
 
-void AdapterRegistry::BringBack(const AcquisitionPtr& acquisition,
-                                const std::set<RecordPtr>& records) {
-  int64_t needed = 0;
-  std::set<std::string> contents;  // equal content of two names is needed once
-  for (const RecordPtr& record : records) {
-    const bool is_new =
-        contents.insert(record->info->revision + record->info->derived_digest).second;
-    if (is_new) needed += record->info->memory_bytes;
-  }
-  if (const int64_t limit = budget_->limit(); needed > limit) {
-    acquisition->answer =
-        Error(Reason::kMemoryBudgetExceeded,
-              fmt::format("the request's adapters need {} bytes together, the budget has {}",
-                          needed, limit))
-            .With("needed_bytes", needed)
-            .With("used_bytes", budget_->used())
-            .With("budget_bytes", limit);
-    return;
-  }
-  for (const RecordPtr& record : records) {
+void AdapterRegistry::BringBack(const AcquisitionPtr& acquisition) {
+  DropUnwanted(*acquisition);
+  for (const RecordPtr& record : acquisition->wanted) {
     if (record->lease != nullptr) {
       acquisition->gathered.push_back(record->lease);
       continue;
@@ -183,6 +170,22 @@ void AdapterRegistry::BringBack(const AcquisitionPtr& acquisition,
     if (!acquisition->missing.insert(record).second) continue;  // it waits for this one already
     record->restoration->waiters.push_back(acquisition);
   }
+}
+
+// What it gathered and does not want any more (it was replaced meanwhile) could be the very memory
+// that it waits for.
+void AdapterRegistry::DropUnwanted(Acquisition& acquisition) {
+  Leases unwanted;
+  unwanted.swap(acquisition.gathered);
+  std::erase_if(unwanted, [&](const LeasePtr& lease) {
+    return std::any_of(acquisition.wanted.begin(), acquisition.wanted.end(),
+                       [&](const RecordPtr& record) { return record->lease == lease; });
+  });
+  if (unwanted.empty()) return;
+  changes_.Submit([this, unwanted = std::move(unwanted)]() mutable {
+    unwanted.clear();
+    signal_->Released();
+  });
 }
 
 // Whatever an answered acquisition still waits for need not be done for it.
@@ -207,6 +210,7 @@ void AdapterRegistry::Answer(const AcquisitionPtr& acquisition) {
     absl::MutexLock lock(&mutex_);
     if (!acquisition->done) return;
     std::swap(done, acquisition->done);
+    acquisition->ticket->acquisition = nullptr;  // which would keep both alive
     gathered.swap(acquisition->gathered);
     StopWaiting(acquisition);
   }

@@ -41,6 +41,12 @@ AdapterRegistry::~AdapterRegistry() {
     stopping_ = true;
     for (auto& [name, entry] : entries_) {
       if (entry.job != nullptr) entry.job->cancellation.Cancel();
+      if (entry.state.current == nullptr) continue;
+      std::vector<RecordPtr> records = entry.state.kept;
+      records.push_back(entry.state.current);
+      for (const RecordPtr& record : records) {
+        if (record->restoration != nullptr) record->restoration->cancellation.Cancel();
+      }
     }
     parked.swap(parked_);
   }
@@ -60,6 +66,7 @@ void AdapterRegistry::Restore(std::vector<AdapterRecord> records) {
     const auto record_of = [&entry](RevisionRecord info) {
       auto record = std::make_shared<Record>();
       record->info = std::make_shared<const RevisionRecord>(std::move(info));
+      record->bytes = record->info->memory_bytes;
       record->entry = &entry;
       return record;
     };

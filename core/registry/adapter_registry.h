@@ -119,7 +119,7 @@ class AdapterRegistry {
   // Keys of all stored content that some revision is read from.
   std::set<std::string> StoredKeys() const ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Evicts down to it as far as possible; what is in use stays.
+  // Evicts down to it as far as possible; what is in use stays until more memory is needed.
   void SetMemoryBudget(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   const MemoryBudget& budget() const { return *budget_; }
 
@@ -162,7 +162,10 @@ class AdapterRegistry {
   absl::StatusOr<Reservation> ReserveFor(int64_t bytes, const Entry* spare,
                                          std::vector<std::string>* evicted)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  int64_t BytesThatStay() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  static bool IsSuperseded(const Record& record);
+  // MEMORY_BUDGET_EXCEEDED when `wanted` cannot be in memory at once, whatever goes.
+  absl::Status CheckRoom(const std::set<RecordPtr>& wanted) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   // Changes of one name, one after the other (changes.cc).
   // What the adapter becomes; nullopt: it is that already.
@@ -183,6 +186,9 @@ class AdapterRegistry {
   void TryUnload(UnloadRequest request, Done<UnloadResult> done, const TicketPtr& ticket)
       ABSL_LOCKS_EXCLUDED(mutex_);
   static absl::Status CheckUnload(const Entry& entry, const UnloadRequest& request);
+  void Remove(const std::string& name, Leases& leases,
+              std::vector<std::shared_ptr<Restoration>>& reading)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RunUnload(const JobPtr& job, const UnloadRequest& request, Done<UnloadResult> done)
       ABSL_LOCKS_EXCLUDED(mutex_);
   void EndJob(const JobPtr& job, const std::string& name, const Outcome& outcome)
@@ -205,6 +211,9 @@ class AdapterRegistry {
   // ADAPTER_EXISTS when `id` belongs to another name.
   absl::Status CheckPublicId(const std::string& id, const std::string& name) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Unless it is another name's.
+  void ReleasePublicId(const std::string& id, const std::string& name)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   RecordPtr NewRecord(const Job& job, const AdapterReader& reader, const Loaded& loaded,
                       std::vector<std::string> warnings, absl::Time opened_at);
   // `loaded` is null when only options change; `record` then too.
@@ -234,17 +243,19 @@ class AdapterRegistry {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool StandInLine(const AcquisitionPtr& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LeaveLine(Acquisition& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void BringBack(const AcquisitionPtr& acquisition, const std::set<RecordPtr>& records)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void BringBack(const AcquisitionPtr& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropUnwanted(Acquisition& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StopWaiting(const AcquisitionPtr& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Answer(const AcquisitionPtr& acquisition) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Evicted content that comes back (restore_job.cc).
   void StartRestoration(const RecordPtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RunRestoration(const RecordPtr& record) ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<Loaded> ReadAgain(const RevisionRecord& expected, const Cancellation& cancellation)
-      ABSL_LOCKS_EXCLUDED(mutex_);
-  bool Park(const RecordPtr& record, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<Loaded> ReadAgain(const RevisionRecord& expected, const Cancellation& cancellation,
+                                   int64_t& lacking) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<Loaded> Share(const RevisionRecord& expected, const RevisionRecord& other,
+                               const LeasePtr& lease, const Cancellation& cancellation) const;
+  bool Park(const RecordPtr& record, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   void Unpark() ABSL_LOCKS_EXCLUDED(mutex_);
   void SubmitParked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FinishRestoration(const RecordPtr& record, absl::StatusOr<Loaded> loaded)

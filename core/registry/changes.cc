@@ -4,6 +4,7 @@
 
 #include "core/base/status_macros.h"
 #include "core/registry/adapter_registry.h"
+#include "core/registry/load_checks.h"
 #include "core/registry/registry_state.h"
 
 namespace adapterd {
@@ -59,6 +60,10 @@ absl::Status AdapterRegistry::WriteDown(const std::string& name, AdapterOwner ow
 
 void AdapterRegistry::Retire(Entry& entry, Record& record, Leases& dropped) {
   record.entry = nullptr;
+  if (record.restoration != nullptr) {  // in vain: whoever waits for it looks anew
+    record.restoration->cancellation.Cancel();
+    SubmitParked();
+  }
   if (record.lease == nullptr) return;
   std::erase_if(entry.draining, [](const Entry::Draining& old) { return old.lease.expired(); });
   entry.draining.push_back({record.lease, record.info->revision});
@@ -74,7 +79,7 @@ void AdapterRegistry::Apply(Entry& entry, State next, AdapterEventType event, Le
   count(-1);
   State former = std::exchange(entry.state, std::move(next));
   count(+1);
-  if (former.public_id != entry.state.public_id) public_ids_.erase(former.public_id);
+  if (former.public_id != entry.state.public_id) ReleasePublicId(former.public_id, entry.name);
   if (former.current != nullptr) former.kept.push_back(former.current);
   for (const RecordPtr& record : former.kept) {
     const std::vector<RecordPtr>& kept = entry.state.kept;
@@ -130,20 +135,30 @@ void AdapterRegistry::RunChange(const JobPtr& job, const std::string& name, Chan
         result = Failed(name, entry.failure);
       } else if (absl::StatusOr<std::optional<State>> changed = change(entry); !changed.ok()) {
         result = changed.status();
-      } else if (next = *std::move(changed); next.has_value()) {
-        next->etag = NextEtag();
-      } else {
+      } else if (next = *std::move(changed); !next.has_value()) {
         result = SnapshotOf(entry);
+      } else if (absl::Status id = CheckPublicId(next->public_id, name); !id.ok()) {
+        result = std::move(id);
+        next.reset();
+      } else {
+        public_ids_.try_emplace(next->public_id, name);
+        next->etag = NextEtag();
       }
     }
     if (next) {
       const absl::Status written = WriteDown(name, owner, *next);
       absl::MutexLock lock(&mutex_);
       Entry& entry = entries_.at(name);
-      if (written.ok()) Apply(entry, *std::move(next), event, dropped);
-      result = written.ok() ? absl::StatusOr<AdapterSnapshot>(SnapshotOf(entry)) : written;
+      if (written.ok()) {
+        Apply(entry, *std::move(next), event, dropped);
+        result = SnapshotOf(entry);
+      } else {
+        if (next->public_id != entry.state.public_id) ReleasePublicId(next->public_id, name);
+        result = written;
+      }
     }
   }
+  change = nullptr;  // a rollback's holds a handle
   dropped.clear();
   EndJob(job, name, result.ok() ? Outcome(LoadResult()) : result.status());
   done(std::move(result));
@@ -160,7 +175,7 @@ void AdapterRegistry::EndJob(const JobPtr& job, const std::string& name, const O
       Entry& entry = it->second;
       entry.job = nullptr;
       if (!outcome.ok() && job->public_id != entry.state.public_id) {
-        public_ids_.erase(job->public_id);
+        ReleasePublicId(job->public_id, name);
       }
       if (entry.state.current == nullptr && entry.failure.ok()) entries_.erase(it);
     }
@@ -264,6 +279,9 @@ AdapterRegistry::TicketPtr AdapterRegistry::Rollback(std::string name, std::stri
       std::erase(next.kept, target);
       next.kept.insert(next.kept.begin(), next.current);
       next.current = target;
+      // Its base model may be another one.
+      next.public_id =
+          PublicId(options_.public_id_template, entry.name, target->info->description.base_model);
       DropUnkept(next);
       return next;
     };
@@ -321,48 +339,63 @@ absl::Status AdapterRegistry::CheckUnload(const Entry& entry, const UnloadReques
   return absl::OkStatus();
 }
 
+void AdapterRegistry::Remove(const std::string& name, Leases& leases,
+                             std::vector<std::shared_ptr<Restoration>>& reading) {
+  const auto it = entries_.find(name);
+  Entry& entry = it->second;
+  AddEvent(AdapterEventType::kUnloaded, entry);
+  State former = std::exchange(entry.state, State());
+  if (former.current != nullptr) {
+    parameters_ -= former.current->info->description.parameter_count;
+    if (former.current->lease != nullptr) --resident_;
+    former.kept.push_back(former.current);
+  }
+  for (const RecordPtr& record : former.kept) {
+    if (record->restoration != nullptr) reading.push_back(record->restoration);
+    Retire(entry, *record, leases);
+  }
+  for (const Entry::Draining& draining : entry.draining) {
+    auto lease = draining.lease.lock();
+    if (lease && std::find(leases.begin(), leases.end(), lease) == leases.end()) {
+      leases.push_back(std::move(lease));
+    }
+  }
+  ReleasePublicId(former.public_id, name);
+  entries_.erase(it);
+}
+
 void AdapterRegistry::RunUnload(const JobPtr& job, const UnloadRequest& request,
                                 Done<UnloadResult> done) {
-  const bool is_written = options_.journal != nullptr;
-  absl::Status status = is_written ? options_.journal->Erase(request.name) : absl::OkStatus();
-  Leases leases;
-  if (status.ok()) {
+  bool is_written = options_.journal != nullptr;
+  {
     absl::MutexLock lock(&mutex_);
-    const auto it = entries_.find(request.name);
-    Entry& entry = it->second;
-    AddEvent(AdapterEventType::kUnloaded, entry);
-    State former = std::exchange(entry.state, State());
-    if (former.current != nullptr) {
-      parameters_ -= former.current->info->description.parameter_count;
-      if (former.current->lease != nullptr) --resident_;
-      former.kept.push_back(former.current);
-    }
-    for (const RecordPtr& record : former.kept) Retire(entry, *record, leases);
-    for (const Entry::Draining& draining : entry.draining) {
-      auto lease = draining.lease.lock();
-      if (lease && std::find(leases.begin(), leases.end(), lease) == leases.end()) {
-        leases.push_back(std::move(lease));
-      }
-    }
-    public_ids_.erase(former.public_id);
-    entry.failure = absl::OkStatus();
-    entry.job = nullptr;
-    entries_.erase(it);
+    is_written = is_written && entries_.at(request.name).owner == AdapterOwner::kClients;
   }
-  EndJob(job, request.name, status.ok() ? Outcome(NotFound(request.name)) : status);
-  if (!status.ok()) {
-    done(status);
-  } else if (leases.empty()) {
-    done(UnloadResult{0, true});
-  } else {
-    auto counter = std::make_shared<FreeCounter>(
-        leases.size(), request.wait ? std::move(done) : Done<UnloadResult>());
-    for (const LeasePtr& lease : leases) {
-      lease->OnFreed([counter](int64_t bytes) { counter->Freed(bytes); });
+  const absl::Status erased = is_written ? options_.journal->Erase(request.name) : absl::OkStatus();
+  Leases leases;
+  std::shared_ptr<FreeCounter> counter;
+  bool at_once = true;
+  if (erased.ok()) {
+    absl::MutexLock lock(&mutex_);
+    std::vector<std::shared_ptr<Restoration>> reading;
+    Remove(request.name, leases, reading);
+    const size_t pending = leases.size() + reading.size();
+    at_once = !request.wait || pending == 0;
+    counter = std::make_shared<FreeCounter>(static_cast<int>(pending),
+                                            at_once ? Done<UnloadResult>() : std::move(done));
+    for (const auto& restoration : reading) {
+      restoration->ended.emplace_back([counter] { counter->Freed(0); });
     }
-    leases.clear();  // frees, unless requests still hold them
-    // NOLINTNEXTLINE(bugprone-use-after-move): moved only when somebody waits
-    if (!request.wait) done(counter->Result());
+  }
+  for (const LeasePtr& lease : leases) {
+    lease->OnFreed([counter](int64_t bytes) { counter->Freed(bytes); });
+  }
+  leases.clear();  // frees, unless requests still hold them; before others of this name go on
+  EndJob(job, request.name, erased.ok() ? Outcome(NotFound(request.name)) : erased);
+  if (!erased.ok()) {
+    done(erased);
+  } else if (at_once) {
+    done(counter->Result());
   }
   absl::MutexLock lock(&mutex_);
   --running_;

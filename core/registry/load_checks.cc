@@ -81,14 +81,14 @@ bool HasSameBase(const LoadRequest& request, const AdapterReader& reader,
 }
 
 std::string PublicId(std::string id_template, const std::string& name,
-                     const AdapterManifest& manifest) {
+                     const std::string& base_model) {
   const auto substitute = [&id_template](const std::string& key, const std::string& value) {
     for (size_t at = 0; (at = id_template.find(key, at)) != std::string::npos; at += value.size()) {
       id_template.replace(at, key.size(), value);
     }
   };
   substitute("{name}", name);  // first: a name holds no braces, a base model may
-  substitute("{base}", manifest.base_model);
+  substitute("{base}", base_model);
   return id_template;
 }
 

@@ -51,7 +51,7 @@ absl::Status IsThereWithOther(const std::string& what, const LoadRequest& reques
 
 // The template with {name} and {base} filled in.
 std::string PublicId(std::string id_template, const std::string& name,
-                     const AdapterManifest& manifest);
+                     const std::string& base_model);
 
 }  // namespace adapterd
 

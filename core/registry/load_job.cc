@@ -106,8 +106,9 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
     RETURN_IF_ERROR(Publish(job, nullptr, nullptr, result));
     return Described(job, std::move(result));
   }
-  ASSIGN_OR_RETURN(const Loaded loaded, ReadAndPack(job, *reader, problems, result.evicted));
+  ASSIGN_OR_RETURN(Loaded loaded, ReadAndPack(job, *reader, problems, result.evicted));
   const bool same_content = comparison != Comparison::kOtherContent &&
+                            loaded.digest.revision == current.info->revision &&
                             loaded.adapter->derived_digest() == current.info->derived_digest;
   if (result.already_loaded && !same_content) {
     result.already_loaded = false;
@@ -119,6 +120,8 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
   const RecordPtr record = NewRecord(job, *reader, loaded, problems.warnings(), opened_at);
   RETURN_IF_ERROR(Publish(job, record, &loaded, result));
   event.read = true;
+  loaded.adapter = nullptr;  // the registry's now: it may be evicted at any time
+  signal_->Released();
   WakeUsers(job);
   AddFileDigest(job, *reader);
   return Described(job, std::move(result));
@@ -187,7 +190,7 @@ absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const LoadedState& curre
 }
 
 absl::Status AdapterRegistry::ClaimPublicId(Job& job, const AdapterManifest& manifest) {
-  std::string id = PublicId(options_.public_id_template, job.load->name, manifest);
+  std::string id = PublicId(options_.public_id_template, job.load->name, manifest.base_model);
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(CheckPublicId(id, job.load->name));
   public_ids_.try_emplace(id, job.load->name);
@@ -203,6 +206,11 @@ absl::Status AdapterRegistry::CheckPublicId(const std::string& id, const std::st
                            found->second))
       .With("field", "public_id")
       .With("actual", found->second);
+}
+
+void AdapterRegistry::ReleasePublicId(const std::string& id, const std::string& name) {
+  const auto found = public_ids_.find(id);
+  if (found != public_ids_.end() && found->second == name) public_ids_.erase(found);
 }
 
 absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAndPack(
@@ -243,6 +251,7 @@ AdapterRegistry::RecordPtr AdapterRegistry::NewRecord(const Job& job, const Adap
                       now - opened_at};
   auto record = std::make_shared<Record>();
   record->info = std::make_shared<const RevisionRecord>(std::move(info));
+  record->bytes = record->info->memory_bytes;
   record->identity = reader.identity();
   record->opened_at = opened_at;
   record->reloadable = job.load->reloadable;

@@ -29,6 +29,7 @@ struct AdapterRegistry::Record {
   Entry* entry = nullptr;      // that it belongs to; null once it is retired
   LeasePtr lease;              // null: evicted
   Content* content = nullptr;  // of the lease
+  int64_t bytes = 0;           // what reading it takes, as far as is known
   absl::Status error;          // not OK: FAILED
   std::shared_ptr<Restoration> restoration;
 
@@ -104,7 +105,7 @@ struct AdapterRegistry::Job {
 class AdapterRegistry::Ticket {
  public:
   JobPtr job;                  // null while it waits for none
-  AcquisitionPtr acquisition;  // of an Acquire; constant
+  AcquisitionPtr acquisition;  // of an Acquire, until that is answered
   bool cancelled = false;
 };
 
@@ -112,6 +113,7 @@ class AdapterRegistry::Ticket {
 struct AdapterRegistry::Restoration {
   Cancellation cancellation;  // synchronises itself
   std::vector<AcquisitionPtr> waiters;
+  std::vector<absl::AnyInvocable<void()>> ended;  // for the end, when its memory is free
   absl::Time start = absl::Now();
 };
 
@@ -123,7 +125,8 @@ struct AdapterRegistry::Acquisition {
   Disabled disabled = Disabled::kRefuse;  // constant
   Done<std::vector<AdapterHandle>> done;  // empty once it has run
   TicketPtr ticket;                       // constant
-  std::set<RecordPtr> missing;            // evicted records that it waits for
+  std::set<RecordPtr> wanted;             // what its refs meant when it last looked
+  std::set<RecordPtr> missing;            // evicted ones that it waits for
   std::vector<LeasePtr> gathered;         // keeps what it has from eviction
   bool in_line = false;
   std::optional<absl::StatusOr<std::vector<AdapterHandle>>> answer;  // set once
@@ -140,6 +143,7 @@ struct AdapterRegistry::Loaded {
   std::shared_ptr<const LoadedAdapter> adapter;
   std::shared_ptr<const AdapterManifest> manifest;
   ContentDigest digest;
+  LeasePtr held;  // of another name, when that brought `adapter`: it stays in memory meanwhile
 };
 
 inline absl::Status NotFound(const std::string& name) {

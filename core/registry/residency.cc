@@ -58,28 +58,48 @@ void AdapterRegistry::Touch(Record& record) {
   by_use_.splice(by_use_.end(), by_use_, record.content->place);
 }
 
+// Whether its source holds another revision by now: the one of this name that was read from there
+// last.
+bool AdapterRegistry::IsSuperseded(const Record& record) {
+  const State& state = record.entry->state;
+  const auto is_newer = [&](const RecordPtr& other) {
+    return other->info->source.source == record.info->source.source &&
+           other->info->source.stored == record.info->source.stored &&
+           other->info->load_time > record.info->load_time;
+  };
+  return is_newer(state.current) || std::any_of(state.kept.begin(), state.kept.end(), is_newer);
+}
+
 // Whether it could not come back, or is not meant to go.
 bool AdapterRegistry::Keeps(const Content& content) {
   return std::any_of(content.records.begin(), content.records.end(), [](const Record* record) {
-    if (!record->reloadable) return true;
-    const State& state = record->entry->state;
-    if (record->IsCurrent()) return state.pinned;
-    // A source holds the newest revision that came from it, not those before.
-    if (state.current->info->source == record->info->source) return true;
-    for (const RecordPtr& newer : state.kept) {
-      if (newer.get() == record) break;
-      if (newer->info->source == record->info->source) return true;
-    }
-    return false;
+    if (!record->reloadable || IsSuperseded(*record)) return true;
+    return record->IsCurrent() && record->entry->state.pinned;
   });
 }
 
-int64_t AdapterRegistry::BytesThatStay() const {
-  int64_t bytes = 0;
-  for (const Content* content : by_use_) {
-    if (Keeps(*content)) bytes += content->loaded().memory_bytes();
+absl::Status AdapterRegistry::CheckRoom(const std::set<RecordPtr>& wanted) const {
+  std::set<std::string> keys;  // equal content of two names is needed once
+  int64_t needed = 0;
+  for (const RecordPtr& record : wanted) {
+    if (!keys.insert(KeyOf(*record->info)).second) continue;
+    const auto here = contents_.find(KeyOf(*record->info));
+    needed += here == contents_.end() ? record->bytes : here->second->loaded().memory_bytes();
   }
-  return bytes;
+  int64_t others = 0;
+  for (const Content* content : by_use_) {
+    if (Keeps(*content) && keys.count(content->key) == 0)
+      others += content->loaded().memory_bytes();
+  }
+  const int64_t limit = budget_->limit();
+  if (needed <= limit - others) return absl::OkStatus();
+  return Error(Reason::kMemoryBudgetExceeded,
+               fmt::format("the request's adapters need {} bytes together; of the budget of {} "
+                           "bytes, {} belong to adapters that stay in memory",
+                           needed, limit, others))
+      .With("needed_bytes", needed)
+      .With("used_bytes", budget_->used())
+      .With("budget_bytes", limit);
 }
 
 // Enough to free `missing` bytes, or nothing. What belongs to `spare` only goes when all else is
@@ -153,7 +173,9 @@ absl::StatusOr<Reservation> AdapterRegistry::ReserveFor(int64_t bytes, const Ent
 
 void AdapterRegistry::SetMemoryBudget(int64_t bytes) {
   budget_->SetLimit(bytes);
-  while (budget_->used() > bytes && Evict(budget_->used() - bytes, nullptr, nullptr)) {
+  // All at once goes what makes enough room; if nothing does, one after the other.
+  for (int64_t missing; (missing = budget_->used() - bytes) > 0;) {
+    if (!Evict(missing, nullptr, nullptr) && !Evict(1, nullptr, nullptr)) break;
   }
   Unpark();
 }

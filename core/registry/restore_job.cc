@@ -45,44 +45,78 @@ void AdapterRegistry::StartRestoration(const RecordPtr& record) {
 
 void AdapterRegistry::RunRestoration(const RecordPtr& record) {
   std::shared_ptr<const RevisionRecord> info;
+  std::shared_ptr<const RevisionRecord> other;  // of equal content that is in memory
+  LeasePtr lease;                               // of that; keeps it there meanwhile
   Cancellation cancellation;
-  absl::StatusOr<Loaded> loaded = absl::InternalError("not read");
-  bool is_here = false;  // under another name
   {
     absl::MutexLock lock(&mutex_);
     info = record->info;
     cancellation = record->restoration->cancellation;
     const auto same = contents_.find(info->revision + info->derived_digest);
     if (same != contents_.end()) {
-      const LeasePtr& lease = same->second->records.front()->lease;
-      loaded = Loaded{lease->loaded(), lease->manifest(), {}};
-      is_here = true;
+      other = same->second->records.front()->info;
+      lease = same->second->records.front()->lease;
     }
   }
-  for (int attempt = 0; !is_here && attempt < kMaxAttempts; ++attempt) {
-    loaded = ReadAgain(*info, cancellation);
+  absl::StatusOr<Loaded> loaded = absl::InternalError("not read");
+  int64_t lacking = 0;
+  for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
+    loaded = lease != nullptr ? Share(*info, *other, lease, cancellation)
+                              : ReadAgain(*info, cancellation, lacking);
     const bool again = GetErrorDetails(loaded.status()).reason == Reason::kSourceChanged;
     if (loaded.ok() || !again) break;
   }
-  if (!loaded.ok() && Park(record, loaded.status())) return;
-  FinishRestoration(record, std::move(loaded));
+  if (lease != nullptr) {
+    lease = nullptr;
+    signal_->Released();
+  }
+  if (lacking == 0 || !Park(record, lacking)) FinishRestoration(record, std::move(loaded));
 }
 
-absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAgain(
-    const RevisionRecord& expected, const Cancellation& cancellation) try {
+// The weights of `lease`, with the manifest of this name's own source, whose content has to be the
+// same still.
+absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::Share(
+    const RevisionRecord& expected, const RevisionRecord& other, const LeasePtr& lease,
+    const Cancellation& cancellation) const try {
+  if (expected.source == other.source) return Loaded{lease->loaded(), lease->manifest(), {}, lease};
+  ProblemList problems;
+  std::unique_ptr<AdapterReader> reader = opener_(expected.source, problems);
+  RETURN_IF_ERROR(problems.ToStatus());
+  ASSIGN_OR_RETURN(const std::string revision,
+                   reader->Read(io_pool_, cancellation, nullptr, problems));
+  if (revision != expected.revision) return IsOtherContent(expected, "its revision", revision);
+  return Loaded{lease->loaded(), reader->manifest(), {}, lease};
+} catch (const std::exception& exception) {
+  return absl::InternalError(exception.what());
+}
+
+// `lacking`: what it could not reserve, when that is why it fails.
+absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAgain(const RevisionRecord& expected,
+                                                                   const Cancellation& cancellation,
+                                                                   int64_t& lacking) try {
   RETURN_IF_ERROR(cancellation.Check());
   ProblemList problems;
   std::unique_ptr<AdapterReader> reader = opener_(expected.source, problems);
   RETURN_IF_ERROR(problems.ToStatus());
   ASSIGN_OR_RETURN(const int64_t bytes, LoadedAdapter::BytesFor(kernels_, *reader->manifest()));
-  ASSIGN_OR_RETURN(Reservation reservation, ReserveFor(bytes, nullptr, nullptr));
-  AdapterBuilder builder(kernels_, budget_, reader->manifest(), std::move(reservation));
+  if (bytes != expected.memory_bytes) {
+    // Other content, which nothing should be evicted for; or packed for another machine.
+    ASSIGN_OR_RETURN(const std::string revision,
+                     reader->Read(io_pool_, cancellation, nullptr, problems));
+    if (revision != expected.revision) return IsOtherContent(expected, "its revision", revision);
+  }
+  absl::StatusOr<Reservation> reservation = ReserveFor(bytes, nullptr, nullptr);
+  if (!reservation.ok()) {
+    lacking = bytes;
+    return reservation.status();
+  }
+  AdapterBuilder builder(kernels_, budget_, reader->manifest(), *std::move(reservation));
   ASSIGN_OR_RETURN(std::string revision, reader->Read(io_pool_, cancellation, &builder, problems));
   if (revision != expected.revision) return IsOtherContent(expected, "its revision", revision);
   if (reader->base() != nullptr) {
     RETURN_IF_ERROR(builder.BindBase(*reader->base(), io_pool_, cancellation));
   }
-  Loaded loaded{builder.Build(std::move(revision)), reader->manifest(), {}};
+  Loaded loaded{builder.Build(std::move(revision)), reader->manifest(), {}, nullptr};
   if (loaded.adapter->derived_digest() != expected.derived_digest) {
     return IsOtherContent(expected, "what the base model adds", loaded.adapter->derived_digest());
   }
@@ -93,13 +127,24 @@ absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAgain(
   return absl::InternalError(exception.what());
 }
 
-// Whether it waits for memory: what stands in the way is in use, and will not be forever.
-bool AdapterRegistry::Park(const RecordPtr& record, const absl::Status& status) {
-  if (GetErrorDetails(status).reason != Reason::kMemoryBudgetExceeded) return false;
+// Whether it waits until `bytes` can be had: what stands in the way is in use, and will not be
+// forever. Those for whom that would not be enough are answered.
+bool AdapterRegistry::Park(const RecordPtr& record, int64_t bytes) {
+  std::vector<AcquisitionPtr> refused;
+  {
+    absl::MutexLock lock(&mutex_);
+    record->bytes = bytes;
+    for (const AcquisitionPtr& waiting : record->restoration->waiters) {
+      if (waiting->answer) continue;
+      if (absl::Status room = CheckRoom(waiting->wanted); !room.ok()) {
+        waiting->answer = std::move(room);
+        refused.push_back(waiting);
+      }
+    }
+  }
+  for (const AcquisitionPtr& acquisition : refused) Answer(acquisition);
   absl::MutexLock lock(&mutex_);
-  const int64_t bytes = record->info->memory_bytes;
-  const bool is_hopeless = bytes > budget_->limit() - BytesThatStay();
-  if (is_hopeless || stopping_ || record->restoration->cancellation.IsCancelled()) return false;
+  if (stopping_ || record->restoration->cancellation.IsCancelled()) return false;
   parked_.push_back(record);
   signal_->Want(true);
   // Whoever let go before it was wanted told nobody.
@@ -125,16 +170,17 @@ void AdapterRegistry::SubmitParked() {
 
 void AdapterRegistry::FinishRestoration(const RecordPtr& record, absl::StatusOr<Loaded> loaded) {
   std::vector<AcquisitionPtr> answered;
+  std::shared_ptr<Restoration> restoration;
   LoadEvent event;
   bool began_to_thrash = false;
   {
     absl::MutexLock lock(&mutex_);
-    if (absl::IsCancelled(loaded.status()) && !stopping_ && !record->restoration->waiters.empty()) {
+    if (absl::IsCancelled(loaded.status()) && !record->restoration->cancellation.IsCancelled()) {
       // Somebody else came after the last one had left.
       io_pool_.Submit([this, record] { RunRestoration(record); });
       return;
     }
-    const std::shared_ptr<Restoration> restoration = std::move(record->restoration);
+    restoration = std::move(record->restoration);
     record->restoration = nullptr;
     const absl::Time now = absl::Now();
     event.restored = true;
@@ -143,9 +189,9 @@ void AdapterRegistry::FinishRestoration(const RecordPtr& record, absl::StatusOr<
     if (record->entry != nullptr) {
       event.name = record->entry->name;
       if (loaded.ok()) {
-        event.read = true;
+        event.read = contents_.count(record->info->revision + record->info->derived_digest) == 0;
         Attach(*record, loaded->adapter, loaded->manifest);
-        thrash_guard_.Restored(now, record->info->memory_bytes);
+        if (event.read) thrash_guard_.Restored(now, record->content->loaded().memory_bytes());
         if (record->IsCurrent()) AddEvent(AdapterEventType::kRestored, *record->entry);
       } else if (!MayPass(loaded.status())) {
         record->error = loaded.status();
@@ -167,11 +213,13 @@ void AdapterRegistry::FinishRestoration(const RecordPtr& record, absl::StatusOr<
       if (waiting->answer) answered.push_back(waiting);
     }
   }
+  loaded = absl::InternalError("attached");  // equal content may have been there: this copy goes
   if (options_.on_load && !event.name.empty() && !absl::IsCancelled(event.status)) {
     options_.on_load(event);
   }
   if (began_to_thrash && options_.on_thrash) options_.on_thrash();
-  loaded = absl::InternalError("attached");  // equal content may have been there: this copy goes
+  for (auto& ended : restoration->ended) ended();
+  signal_->Released();
   for (const AcquisitionPtr& acquisition : answered) Answer(acquisition);
   absl::MutexLock lock(&mutex_);
   --running_;

@@ -20,7 +20,7 @@ bool AdapterRegistry::ValidateName(const LoadRequest& request, const ContentDige
                     current.is_resident && HasSameBase(request, reader, current);
   }
   const std::string public_id =
-      PublicId(options_.public_id_template, request.name, *reader.manifest());
+      PublicId(options_.public_id_template, request.name, reader.manifest()->base_model);
   absl::MutexLock lock(&mutex_);
   problems.Add(CheckPublicId(public_id, request.name));
   return reads_nothing;
@@ -75,7 +75,8 @@ ValidationResult AdapterRegistry::Validate(const LoadRequest& request,
   snapshot.warnings = result.problems.warnings();
   snapshot.digest = std::move(digest);
   snapshot.memory_bytes = *bytes;
-  snapshot.public_id = PublicId(options_.public_id_template, request.name, *reader->manifest());
+  snapshot.public_id =
+      PublicId(options_.public_id_template, request.name, reader->manifest()->base_model);
   return result;
 }
 
