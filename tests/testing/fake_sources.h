@@ -83,6 +83,7 @@ struct FakeModule {
   int64_t in_features = 8;
   int64_t out_features = 4;
   DType dtype = DType::kF32;
+  float a_value = 0.5f;  // of all elements of A
 };
 
 // What a source holds at one moment.
@@ -163,7 +164,7 @@ inline Tensor FilledTensor(DType dtype, const Shape& shape, float value) {
 
 inline ModuleTensors TensorsOf(const FakeModule& module) {
   ModuleTensors tensors;
-  tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, 0.5f);
+  tensors.lora_a = FilledTensor(module.dtype, {module.rank, module.in_features}, module.a_value);
   tensors.lora_b = FilledTensor(module.dtype, {module.out_features, module.rank}, 0.25f);
   return tensors;
 }

@@ -25,15 +25,19 @@ class RegistryTest : public ::testing::TestWithParam<int> {
   RegistryTest() : io_pool_("io", GetParam()) { Start(kRoomy); }
   ~RegistryTest() override { sources_.OpenAllGates(); }
 
-  // A new, empty registry with this budget.
+  // A new, empty registry with this budget, and with options_.
   void Start(int64_t budget_bytes, const std::string& public_id_template = "{base}:{name}") {
     registry_.reset();
     budget_ = MemoryBudget::Create(budget_bytes);
-    RegistryOptions options;
+    RegistryOptions options = options_;
     options.public_id_template = public_id_template;
     options.on_load = [this](const LoadEvent& event) {
       absl::MutexLock lock(&events_mutex_);
       events_.push_back(event);
+    };
+    options.on_evict = [this](const std::string& name) {
+      absl::MutexLock lock(&events_mutex_);
+      evictions_.push_back(name);
     };
     registry_.emplace(std::move(options), kernels_, sources_.opener(), budget_, io_pool_);
   }
@@ -101,6 +105,55 @@ class RegistryTest : public ::testing::TestWithParam<int> {
     return StartAcquire(std::move(refs)).pending.Wait();
   }
 
+  absl::StatusOr<AdapterSnapshot> Update(UpdateRequest request) {
+    Pending<AdapterSnapshot> pending;
+    registry_->Update(std::move(request), pending.Callback());
+    return pending.Wait();
+  }
+  absl::StatusOr<AdapterSnapshot> SetAlias(const std::string& name, const std::string& alias,
+                                           const std::string& revision) {
+    Pending<AdapterSnapshot> pending;
+    registry_->SetAlias(name, alias, revision, pending.Callback());
+    return pending.Wait();
+  }
+  absl::StatusOr<AdapterSnapshot> Rollback(const std::string& name, const std::string& revision) {
+    Pending<AdapterSnapshot> pending;
+    registry_->Rollback(name, revision, pending.Callback());
+    return pending.Wait();
+  }
+
+  // Content of its own for each text; all cost the same, Unit().
+  static FakeContent ContentOf(const std::string& text, int64_t changed_ns = 1) {
+    FakeContent content;
+    content.text = text;
+    content.changed_ns = changed_ns;
+    return content;
+  }
+  static std::string RevisionOf(const std::string& text) {
+    return DigestOf(ContentOf(text)).revision;
+  }
+  int64_t Unit() const { return BytesOf(FakeContent()); }
+
+  // A source of that name with content of its own, loaded under that name.
+  absl::StatusOr<LoadResult> LoadOwn(const std::string& name) {
+    sources_.Put(name, ContentOf(name));
+    return Load(Request(name, name));
+  }
+
+  // All that is idle.
+  void EvictAll() {
+    const int64_t limit = budget_->limit();
+    registry_->SetMemoryBudget(0);
+    registry_->SetMemoryBudget(limit);
+  }
+
+  AdapterState StateOf(const std::string& name) const { return registry_->Get(name)->state; }
+
+  std::vector<std::string> Evictions() {
+    absl::MutexLock lock(&events_mutex_);
+    return evictions_;
+  }
+
   // What a loaded adapter with this content costs.
   int64_t BytesOf(const FakeContent& content) const {
     return LoadedAdapter::BytesFor(kernels_, *ManifestOf(content)).value();
@@ -108,7 +161,8 @@ class RegistryTest : public ::testing::TestWithParam<int> {
 
   std::vector<std::string> Names() const {
     std::vector<std::string> names;
-    for (const AdapterSnapshot& adapter : registry_->List({}).adapters) names.push_back(adapter.name);
+    for (const AdapterSnapshot& adapter : registry_->List({}).adapters)
+      names.push_back(adapter.name);
     return names;
   }
 
@@ -117,12 +171,14 @@ class RegistryTest : public ::testing::TestWithParam<int> {
     return events_;
   }
 
+  RegistryOptions options_;  // for Start
   FakeSources sources_;
   Kernels kernels_;
   std::shared_ptr<MemoryBudget> budget_;
   ThreadPool io_pool_;
   absl::Mutex events_mutex_;
   std::vector<LoadEvent> events_ ABSL_GUARDED_BY(events_mutex_);
+  std::vector<std::string> evictions_ ABSL_GUARDED_BY(events_mutex_);
   std::optional<AdapterRegistry> registry_;
 };
 
