@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "absl/base/options.h"
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 
@@ -156,6 +157,15 @@ bool Notification::WaitForNotificationWithTimeout(Duration timeout) const {
   const bool notified = Call(real, this, timeout);
   if (notified) After(this);
   return notified;
+}
+
+// Copies of a status share a counted text: whoever frees it comes after all who let go of it.
+void Status::UnrefNonInlined(uintptr_t rep) {
+  static auto* const real = Real<void(uintptr_t)>("_ZN4absl", "6Status15UnrefNonInlinedEm");
+  auto* const shared = reinterpret_cast<void*>(rep);
+  Before(shared);
+  After(shared);
+  real(rep);
 }
 
 ABSL_NAMESPACE_END

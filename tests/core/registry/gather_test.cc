@@ -55,6 +55,22 @@ TEST_P(GatherTest, TwoThatNeedMoreThanHalfTheBudgetEachDoNotBlockEachOther) {
   EXPECT_EQ(registry_->Get("a")->in_flight, 0);
 }
 
+// If each of two held one of its adapters, neither would ever get the other one.
+TEST_P(GatherTest, TheSecondInLineHoldsNothing) {
+  StartWith(2);
+  for (const char* name : {"b", "d"}) sources_[name].open_gate.Close();
+  StartedAcquire first = StartAcquire({{"a", ""}, {"b", ""}});
+  StartedAcquire second = StartAcquire({{"c", ""}, {"d", ""}});
+  sources_["b"].open_gate.AwaitVisitor();
+  if (GetParam() > 1) SpinUntil([&] { return sources_["a"].reads == 2; });
+  for (const char* name : {"c", "d"}) EXPECT_EQ(sources_[name].opens, 1);
+  for (const char* name : {"b", "d"}) sources_[name].open_gate.Open();
+  ASSERT_OK_AND_ASSIGN(Handles handles, first.pending.Wait());
+  EXPECT_FALSE(second.pending.answered());
+  handles.clear();
+  EXPECT_THAT(second.pending.Wait(), IsOk());
+}
+
 TEST_P(GatherTest, WhatIsTogetherOverTheBudgetIsRefusedAtOnce) {
   StartWith(2);
   ASSERT_THAT(Acquire({{"a", ""}}), IsOk());

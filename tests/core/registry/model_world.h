@@ -28,6 +28,9 @@ class World {
   static constexpr int kAliases = 2;
   static constexpr int kThreads = 8;
   static constexpr size_t kKeepRevisions = 1;
+  // In units of content 0, of which there are 63 in all. The largest content fits only the one.
+  static constexpr int64_t kBudget = 36;
+  static constexpr int64_t kSmallBudget = 16;
 
   explicit World(uint64_t seed);
   ~World() { sources_.OpenAllGates(); }
