@@ -64,6 +64,7 @@ absl::Status FillValidation(const ValidationResult& result, v1::ValidateAdapterR
   for (const Problem& problem : result.problems.items()) ToProto(problem, *out.add_problems());
   out.set_memory_bytes(result.memory_bytes);
   out.set_fits(result.fits);
+  for (const std::string& name : result.would_evict) out.add_would_evict(name);
   if (result.adapter && out.valid()) {
     ToProto(*result.adapter, v1::ADAPTER_VIEW_FULL, *out.mutable_adapter());
   }
@@ -120,6 +121,7 @@ grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContex
           ToProto(result->adapter, request->view(), *response->mutable_adapter());
           response->set_already_loaded(result->already_loaded);
           response->set_replaced_revision(result->replaced_revision);
+          for (const std::string& name : result->evicted) response->add_evicted(name);
           if (!result->replaced_revision.empty()) plane_.Released(0);
         }
         call->Answer(result.status(), response);
