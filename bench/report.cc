@@ -42,6 +42,14 @@ std::string AgainstBar(const AnyRow& row, double ratio) {
                      row.shape, row.dtype, ratio, row.reference, *row.bar);
 }
 
+std::string AgainstBar(const Figure& figure) {
+  const bool is_least = figure.at_least.has_value();
+  return fmt::format("{}: {} {} {} is {} {}, at {} {}", figure.holds() ? "HOLDS" : "MISSED",
+                     figure.suite, figure.name, figure.shape, Significant(figure.value),
+                     figure.unit, is_least ? "least" : "most",
+                     Significant(is_least ? *figure.at_least : *figure.at_most));
+}
+
 }  // namespace
 
 Report::Report(Format format, std::string machine) : format_(format), machine_(std::move(machine)) {
@@ -89,6 +97,27 @@ void Report::Add(const MemoryRow& row) {
   }
   std::fflush(stdout);
   if (row.bar) verdicts_.push_back({row.holds(), AgainstBar(row, row.ratio())});
+}
+
+void Report::Add(const Figure& figure) {
+  if (format_ == Format::kTable) {
+    fmt::print("{:<42} {:<22} {:>11} {}\n", figure.name, figure.shape, Significant(figure.value),
+               figure.unit);
+  } else {
+    nlohmann::ordered_json json = {{"suite", figure.suite},
+                                   {"case", figure.name},
+                                   {"shape", figure.shape},
+                                   {"value", figure.value},
+                                   {"unit", figure.unit},
+                                   {"at_least", OrNull(figure.at_least)},
+                                   {"at_most", OrNull(figure.at_most)},
+                                   {"holds", figure.holds()},
+                                   {"machine", machine_}};
+    if (!figure.has_bar()) json["holds"] = nullptr;
+    fmt::print("{}\n", json.dump());
+  }
+  std::fflush(stdout);
+  if (figure.has_bar()) verdicts_.push_back({figure.holds(), AgainstBar(figure)});
 }
 
 void Report::PrintTableRow(const Row& row) const {
