@@ -47,10 +47,9 @@ absl::StatusOr<Traffic> Applier::Run(absl::Duration time, absl::FunctionRef<size
     grpc::ByteBuffer reply;
     RETURN_IF_ERROR(client_.Apply(requests_[next()], 0, reply));
     const Clock::time_point before = std::exchange(now, Clock::now());
-    traffic.sorted_us.push_back(1e6 * SecondsBetween(before, now));
+    traffic.latencies_us.push_back(1e6 * SecondsBetween(before, now));
     traffic.seconds = SecondsBetween(start, now);
   }
-  std::sort(traffic.sorted_us.begin(), traffic.sorted_us.end());
   return traffic;
 }
 

@@ -33,9 +33,10 @@ class Zipf {
 // What one client saw.
 struct Traffic {
   double seconds = 0;
-  std::vector<double> sorted_us;  // latency of each call
+  std::vector<double> latencies_us;  // of each call
 
-  double rate() const { return static_cast<double>(sorted_us.size()) / seconds; }
+  double calls() const { return static_cast<double>(latencies_us.size()); }
+  double rate() const { return calls() / seconds; }
 };
 
 // One client that sends one ApplyProjection after the other, each of one row, on one connection.

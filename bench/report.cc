@@ -13,6 +13,8 @@ namespace {
 constexpr char kColumns[] =
     "{:<15} {:<18} {:<5} {:>9} {:>9}  {:<29} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
 
+constexpr char kFigureColumns[] = "{:<46} {:<17} {:>9} {}\n";
+
 constexpr char kLegend[] =
     "us: medians in microseconds. ratio: ours over reference, of these; in CPU: of the CPU time of "
     "all\nthreads of this process, which other load changes less. runs: of the side that had fewer."
@@ -56,10 +58,10 @@ Report::Report(Format format, std::string machine) : format_(format), machine_(s
   if (format_ == Format::kTable) fmt::print("{}\n{}\n", machine_, kLegend);
 }
 
-void Report::Begin(const std::string& suite, const std::string& how) {
+void Report::Begin(const std::string& suite, const std::string& how, Columns columns) {
   std::FILE* out = format_ == Format::kTable ? stdout : stderr;
   fmt::print(out, "\n{}: {}\n", suite, how);
-  if (format_ == Format::kTable) {
+  if (format_ == Format::kTable && columns == Columns::kComparisons) {
     fmt::print(kColumns, "case", "shape", "dtype", "ours us", "p99 us", "reference", "ref us",
                "p99 us", "ratio", "in CPU", "runs", "spread %");
   }
@@ -101,8 +103,7 @@ void Report::Add(const MemoryRow& row) {
 
 void Report::Add(const Figure& figure) {
   if (format_ == Format::kTable) {
-    fmt::print("{:<42} {:<22} {:>11} {}\n", figure.name, figure.shape, Significant(figure.value),
-               figure.unit);
+    fmt::print(kFigureColumns, figure.name, figure.shape, Significant(figure.value), figure.unit);
   } else {
     nlohmann::ordered_json json = {{"suite", figure.suite},
                                    {"case", figure.name},

@@ -59,12 +59,14 @@ struct Figure {
 class Report {
  public:
   enum class Format { kTable, kJson };
+  enum class Columns { kComparisons, kFigures };  // what a suite's table is made of
 
   // `machine` is printed first, and is part of every JSON object: numbers without it mean nothing.
   Report(Format format, std::string machine);
 
   // A title above the rows of a suite and how they were measured. JSON has it on standard error.
-  void Begin(const std::string& suite, const std::string& how);
+  void Begin(const std::string& suite, const std::string& how,
+             Columns columns = Columns::kComparisons);
   void Add(const Row& row);
   void Add(const MemoryRow& row);
   void Add(const Figure& figure);

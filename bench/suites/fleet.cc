@@ -62,11 +62,21 @@ class FleetRun {
   absl::Status Restart();
 
  private:
+  struct Phase {
+    Traffic traffic;
+    double loads = 0;        // and as many unloads
+    double cpu_seconds = 0;  // of the server
+  };
+
   // Highest of what is in use, by samples while `traffic` runs, as a share of the budget.
   absl::StatusOr<double> PeakDuring(absl::FunctionRef<absl::Status()> traffic);
-  absl::Status ReplaceSome(size_t& turn);
-  absl::Status LoadAndUnload(size_t& turn);
+  absl::Status ReplaceOne();
+  absl::Status LoadAndUnload();
   absl::StatusOr<double> CpuSecondsOfLoadAndUnload();
+  absl::StatusOr<Phase> RunPhase(Applier& applier, absl::FunctionRef<size_t()> next,
+                                 bool with_loads);
+  void ReportHotTraffic(const std::vector<Phase>& alone, const std::vector<Phase>& beside,
+                        double load_seconds);
   absl::Status ListInPages(int64_t page_size);
 
   void Add(std::string name, double value, std::string unit, std::optional<double> at_least = {},
@@ -75,15 +85,25 @@ class FleetRun {
                                fmt::format("n={} fit={}", plan_.size.adapters, plan_.size.resident),
                                value, std::move(unit), at_least, at_most});
   }
-  void AddLatency(const std::string& name, const Traffic& traffic) {
-    Add(name + ", p50", Percentile(traffic.sorted_us, 0.5), "us");
-    Add(name + ", p99", Percentile(traffic.sorted_us, 0.99), "us");
-  }
+  void AddLatency(const std::string& name, const std::vector<Phase>& phases);
 
   SuiteContext& context_;
   const Plan& plan_;
   Fleet& fleet_;
+  size_t replaced_ = 0;  // how many have been
+  size_t guest_ = 0;     // the next one's number
 };
+
+void FleetRun::AddLatency(const std::string& name, const std::vector<Phase>& phases) {
+  std::vector<double> all_us;
+  for (const Phase& phase : phases) {
+    const std::vector<double>& some_us = phase.traffic.latencies_us;
+    all_us.insert(all_us.end(), some_us.begin(), some_us.end());
+  }
+  std::sort(all_us.begin(), all_us.end());
+  Add(name + ", p50", Percentile(all_us, 0.5), "us");
+  Add(name + ", p99", Percentile(all_us, 0.99), "us");
+}
 
 absl::Status FleetRun::Load() {
   const absl::Time start = absl::Now();
@@ -113,10 +133,10 @@ absl::StatusOr<double> FleetRun::PeakDuring(absl::FunctionRef<absl::Status()> tr
 }
 
 // Gives one of the adapters that are asked for most other content, or its own again.
-absl::Status FleetRun::ReplaceSome(size_t& turn) {
-  const size_t index = turn % kReplaced;
-  const bool is_own = turn / kReplaced % 2 == 1;
-  ++turn;
+absl::Status FleetRun::ReplaceOne() {
+  const size_t index = replaced_ % kReplaced;
+  const bool is_own = replaced_ / kReplaced % 2 == 1;
+  ++replaced_;
   return fleet_.client().Load(Fleet::NameOf(index),
                               Fleet::NameOf(is_own ? index : plan_.size.adapters + index),
                               /*replace=*/true);
@@ -139,41 +159,86 @@ absl::Status FleetRun::ZipfTraffic() {
   const auto more_resident = static_cast<double>(after.resident - before.resident);
   const double returns = (events + more_resident) / 2;
   Add("Zipf applies", steady.rate(), "/s");
-  AddLatency("Zipf applies", steady);
+  AddLatency("Zipf applies", {{steady}});
   Add("evictions", (events - more_resident) / 2 / steady.seconds, "/s");
-  Add("hit rate", 100 * (1 - returns / static_cast<double>(steady.sorted_us.size())), "%");
+  Add("hit rate", 100 * (1 - returns / steady.calls()), "%");
   Add("peak memory, of the budget", steady_peak, "x", {}, kBudgetShare);
 
-  size_t turn = 0;
   int64_t replaces = 0;
   Traffic replaced;
   ASSIGN_OR_RETURN(const double replace_peak, PeakDuring([&]() -> absl::Status {
-                     Beside replacing(kReplacePeriod, [&] { return ReplaceSome(turn); });
+                     Beside replacing(kReplacePeriod, [this] { return ReplaceOne(); });
                      ASSIGN_OR_RETURN(replaced, applier.Run(plan_.steady, next));
                      ASSIGN_OR_RETURN(replaces, replacing.Stop());
                      return absl::OkStatus();
                    }));
   Add("replaces", static_cast<double>(replaces) / replaced.seconds, "/s");
-  AddLatency("Zipf applies beside replaces", replaced);
+  AddLatency("Zipf applies beside replaces", {{replaced}});
   Add("peak memory beside replaces, of the budget", replace_peak, "x", {}, kBudgetShare);
   return absl::OkStatus();
 }
 
-absl::Status FleetRun::LoadAndUnload(size_t& turn) {
-  const std::string source = Fleet::NameOf(plan_.size.adapters + kReplaced + turn++ % kGuests);
+absl::Status FleetRun::LoadAndUnload() {
+  const std::string source = Fleet::NameOf(plan_.size.adapters + kReplaced + guest_++ % kGuests);
   RETURN_IF_ERROR(fleet_.client().Load("guest", source));
   return fleet_.client().Unload("guest");
 }
 
 // Of the server, in a while when it does nothing else.
 absl::StatusOr<double> FleetRun::CpuSecondsOfLoadAndUnload() {
-  size_t turn = 0;
   ASSIGN_OR_RETURN(const absl::Duration before, fleet_.server().CpuTime());
-  Beside churn(kChurnPeriod, [&] { return LoadAndUnload(turn); });
+  Beside churn(kChurnPeriod, [this] { return LoadAndUnload(); });
   absl::SleepFor(4 * plan_.phase);
   ASSIGN_OR_RETURN(const int64_t count, churn.Stop());
   ASSIGN_OR_RETURN(const absl::Duration after, fleet_.server().CpuTime());
   return absl::ToDoubleSeconds(after - before) / static_cast<double>(count);
+}
+
+// One phase with loads beside, or without.
+absl::StatusOr<FleetRun::Phase> FleetRun::RunPhase(Applier& applier,
+                                                   absl::FunctionRef<size_t()> next,
+                                                   bool with_loads) {
+  Phase phase;
+  ASSIGN_OR_RETURN(const absl::Duration before, fleet_.server().CpuTime());
+  std::optional<Beside> churn;
+  if (with_loads) churn.emplace(kChurnPeriod, [this] { return LoadAndUnload(); });
+  ASSIGN_OR_RETURN(phase.traffic, applier.Run(plan_.phase, next));
+  if (with_loads) {
+    ASSIGN_OR_RETURN(const int64_t loads, churn->Stop());
+    phase.loads = static_cast<double>(loads);
+  }
+  ASSIGN_OR_RETURN(const absl::Duration after, fleet_.server().CpuTime());
+  phase.cpu_seconds = absl::ToDoubleSeconds(after - before);
+  return phase;
+}
+
+void FleetRun::ReportHotTraffic(const std::vector<Phase>& alone, const std::vector<Phase>& beside,
+                                double load_seconds) {
+  std::vector<double> loads;
+  std::vector<double> rates;
+  std::vector<double> ratios;
+  std::vector<double> ratios_less_loads;
+  std::vector<double> cpu_ratios;
+  for (size_t i = 0; i < alone.size(); ++i) {
+    const Traffic& reference = alone[i].traffic;
+    const Traffic& traffic = beside[i].traffic;
+    const double spent_on_loads = beside[i].loads * load_seconds;
+    loads.push_back(beside[i].loads / traffic.seconds);
+    rates.push_back(reference.rate());
+    ratios.push_back(traffic.rate() / reference.rate());
+    ratios_less_loads.push_back(traffic.calls() / (traffic.seconds - spent_on_loads) /
+                                reference.rate());
+    cpu_ratios.push_back((beside[i].cpu_seconds - spent_on_loads) / traffic.calls() /
+                         (alone[i].cpu_seconds / reference.calls()));
+  }
+  Add("server CPU of a load and its unload", 1e6 * load_seconds, "us");
+  Add("loads and unloads beside", Median(loads), "/s");
+  Add("hot applies", Median(rates), "/s");
+  AddLatency("hot applies", alone);
+  AddLatency("hot applies beside loads", beside);
+  Add("hot applies beside loads, of those without", Median(ratios), "x");
+  Add("the same, less the CPU of the loads", Median(ratios_less_loads), "x", kApplyBesideLoads);
+  Add("CPU of an apply beside loads, of without", Median(cpu_ratios), "x");
 }
 
 absl::Status FleetRun::HotTraffic() {
@@ -181,40 +246,14 @@ absl::Status FleetRun::HotTraffic() {
   size_t at = 0;
   const auto next = [&] { return at++ % kHot; };
   RETURN_IF_ERROR(applier.Run(plan_.phase, next).status());  // now they are all in memory
-  ASSIGN_OR_RETURN(const double cpu_each, CpuSecondsOfLoadAndUnload());
-  std::vector<double> rates;
-  std::vector<double> pair_rates;
-  std::vector<double> ratios;
-  std::vector<double> ratios_less_cpu;
-  Traffic alone;
-  Traffic beside;
-  const auto append = [](Traffic& all, const Traffic& some) {
-    all.sorted_us.insert(all.sorted_us.end(), some.sorted_us.begin(), some.sorted_us.end());
-  };
-  size_t turn = 0;
-  for (int round = 0; round < plan_.rounds; ++round) {
-    ASSIGN_OR_RETURN(const Traffic without, applier.Run(plan_.phase, next));
-    Beside churn(kChurnPeriod, [&] { return LoadAndUnload(turn); });
-    ASSIGN_OR_RETURN(const Traffic with, applier.Run(plan_.phase, next));
-    ASSIGN_OR_RETURN(const int64_t pairs, churn.Stop());
-    const auto count = static_cast<double>(with.sorted_us.size());
-    const double left_seconds = with.seconds - static_cast<double>(pairs) * cpu_each;
-    rates.push_back(without.rate());
-    pair_rates.push_back(static_cast<double>(pairs) / with.seconds);
-    ratios.push_back(with.rate() / without.rate());
-    ratios_less_cpu.push_back(count / left_seconds / without.rate());
-    append(alone, without);
-    append(beside, with);
+  ASSIGN_OR_RETURN(const double load_seconds, CpuSecondsOfLoadAndUnload());
+  std::vector<Phase> phases[2];
+  for (int i = 0; i < 2 * plan_.rounds; ++i) {
+    const bool with_loads = i % 4 == 1 || i % 4 == 2;  // neither is always the first of its pair
+    ASSIGN_OR_RETURN(Phase phase, RunPhase(applier, next, with_loads));
+    phases[with_loads ? 1 : 0].push_back(std::move(phase));
   }
-  std::sort(alone.sorted_us.begin(), alone.sorted_us.end());
-  std::sort(beside.sorted_us.begin(), beside.sorted_us.end());
-  Add("server CPU of a load and an unload", 1e6 * cpu_each, "us");
-  Add("loads and unloads beside", Median(pair_rates), "/s");
-  Add("hot applies", Median(rates), "/s");
-  AddLatency("hot applies", alone);
-  AddLatency("hot applies beside loads", beside);
-  Add("hot applies beside loads, of those without", Median(ratios), "x");
-  Add("the same, less the CPU of the loads", Median(ratios_less_cpu), "x", kApplyBesideLoads);
+  ReportHotTraffic(phases[0], phases[1], load_seconds);
   return absl::OkStatus();
 }
 
@@ -275,10 +314,12 @@ absl::Status RunFleetSuite(SuiteContext& context) {
   }
   const Plan& plan = context.quick ? kQuick : kFull;
   context.report.Begin(
-      "fleet", fmt::format("{} adapters of rank {} on {} features, memory for {}; one serial "
-                           "client over loopback TCP, {}",
-                           plan.size.adapters, Fleet::kRank, Fleet::kFeatures, plan.size.resident,
-                           server_core ? "client and server on a core each" : "nothing pinned"));
+      "fleet",
+      fmt::format("{} adapters of rank {} on {} features, memory for {}; one serial "
+                  "client over loopback TCP, {}",
+                  plan.size.adapters, Fleet::kRank, Fleet::kFeatures, plan.size.resident,
+                  server_core ? "client and server on a core each" : "nothing pinned"),
+      Report::Columns::kFigures);
   ASSIGN_OR_RETURN(const auto fleet, Fleet::Create(plan.size, server_core));
   FleetRun run(context, plan, *fleet);
   RETURN_IF_ERROR(run.Load());
