@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,7 +15,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -30,8 +31,10 @@ constexpr std::string_view kAddressKey = "grpc=";
 constexpr int kExecFailed = 127;
 
 // Runs in the child, between fork and exec: only calls that are safe there.
-[[noreturn]] void Become(char* const* arguments, int output, const char* log) {
+[[noreturn]] void Become(char* const* arguments, int output, const char* log,
+                         const cpu_set_t* cores) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (cores != nullptr) sched_setaffinity(0, sizeof(*cores), cores);
   dup2(output, STDOUT_FILENO);
   const int error = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   if (error >= 0) dup2(error, STDERR_FILENO);
@@ -80,14 +83,18 @@ absl::StatusOr<std::string> WaitForAddress(int file, const std::string& what,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ChildServer>> ChildServer::Start(std::vector<std::string> command,
-                                                                const std::string& log) {
+                                                                const std::string& log,
+                                                                std::optional<int> core) {
   std::vector<char*> arguments;
   for (std::string& word : command) arguments.push_back(word.data());
   arguments.push_back(nullptr);
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  if (core) CPU_SET(*core, &cores);
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe2");
   const pid_t pid = fork();
-  if (pid == 0) Become(arguments.data(), ends[1], log.c_str());
+  if (pid == 0) Become(arguments.data(), ends[1], log.c_str(), core ? &cores : nullptr);
   close(ends[1]);
   if (pid < 0) {
     close(ends[0]);
@@ -102,6 +109,15 @@ ChildServer::~ChildServer() {
   kill(pid_, SIGKILL);  // it holds nothing that is worth a graceful end
   waitpid(pid_, nullptr, 0);
   close(output_);
+}
+
+absl::StatusOr<absl::Duration> ChildServer::CpuTime() const {
+  clockid_t clock;
+  timespec time;
+  const int error = clock_getcpuclockid(pid_, &clock);
+  if (error != 0) return absl::ErrnoToStatus(error, "clock_getcpuclockid");
+  if (clock_gettime(clock, &time) != 0) return absl::ErrnoToStatus(errno, "clock_gettime");
+  return absl::DurationFromTimespec(time);
 }
 
 std::string OwnFolder() { return std::filesystem::read_symlink("/proc/self/exe").parent_path(); }

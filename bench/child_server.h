@@ -5,10 +5,12 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 namespace adapterd::bench {
 
@@ -16,14 +18,17 @@ namespace adapterd::bench {
 class ChildServer {
  public:
   // Runs `command`, whose first word is the path of a binary, and waits until it says on standard
-  // output where it listens: "... grpc=HOST:PORT ...". Its standard error goes to `log`.
+  // output where it listens: "... grpc=HOST:PORT ...". Its standard error goes to `log`. With a
+  // core it runs on that one alone.
   static absl::StatusOr<std::unique_ptr<ChildServer>> Start(std::vector<std::string> command,
-                                                            const std::string& log);
+                                                            const std::string& log,
+                                                            std::optional<int> core = std::nullopt);
   ~ChildServer();
   ChildServer(const ChildServer&) = delete;
   ChildServer& operator=(const ChildServer&) = delete;
 
   const std::string& address() const { return address_; }  // HOST:PORT
+  absl::StatusOr<absl::Duration> CpuTime() const;          // of all its threads so far
 
  private:
   ChildServer(pid_t pid, int output) : pid_(pid), output_(output) {}

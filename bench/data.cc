@@ -40,9 +40,10 @@ OutputMatrix::OutputMatrix(DType dtype, int64_t rows, int64_t cols)
   std::memset(buffer_.data(), 0, buffer_.size());
 }
 
-Factors::Factors(DType dtype, int64_t features, int64_t rank)
-    : a(RandomMatrix(dtype, rank, features, 1 / std::sqrt(static_cast<float>(features)), 1)),
-      b(RandomMatrix(dtype, features, rank, kTrainedB, 2)) {}
+Factors::Factors(DType dtype, int64_t features, int64_t rank, uint64_t seed)
+    : a(RandomMatrix(dtype, rank, features, 1 / std::sqrt(static_cast<float>(features)),
+                     2 * seed - 1)),
+      b(RandomMatrix(dtype, features, rank, kTrainedB, 2 * seed)) {}
 
 std::string LowerName(DType dtype) {
   std::string name(DTypeName(dtype));

@@ -30,7 +30,8 @@ class OutputMatrix {
 // Both factors of a module that maps `features` to `features`, with entries of the size that
 // trained ones have.
 struct Factors {
-  Factors(DType dtype, int64_t features, int64_t rank);
+  // The same ones for the same seed everywhere.
+  Factors(DType dtype, int64_t features, int64_t rank, uint64_t seed = 1);
 
   MatrixView a_view() const { return AsMatrix(a); }
   MatrixView b_view() const { return AsMatrix(b); }

@@ -31,7 +31,9 @@ using Handles = std::vector<AdapterHandle>;
 
 // Waits for a load that is running.
 absl::StatusOr<Handles> Acquire(AdapterRegistry& registry) {
-  return Wait<Handles>([&](auto done) { return registry.Acquire({{kName, ""}}, std::move(done)); });
+  return Wait<Handles>([&](auto done) {
+    return registry.Acquire({{kName, ""}}, /*skip_disabled=*/false, std::move(done));
+  });
 }
 
 }  // namespace

@@ -40,6 +40,27 @@ double LoadAverage() {
 
 int UsableCores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
+PinnedThread::PinnedThread(int core) {
+  sched_getaffinity(0, sizeof(before_), &before_);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  sched_setaffinity(0, sizeof(one), &one);
+}
+
+PinnedThread::~PinnedThread() { sched_setaffinity(0, sizeof(before_), &before_); }
+
+std::vector<int> CoreNumbers() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof(set), &set);
+  std::vector<int> cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
+  return cores;
+}
+
 std::string DescribeMachine() {
   return fmt::format(
       "{}, {} cores, {}, oneDNN {}, adapterd {}, compiler {}, {}, load average {:.1f}", CpuModel(),

@@ -28,11 +28,6 @@ double CpuMicroseconds() {
   return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) / 1e3;
 }
 
-// REQUIRES: not empty.
-double Percentile(const std::vector<double>& sorted, double fraction) {
-  return sorted[static_cast<size_t>(fraction * static_cast<double>(sorted.size() - 1) + 0.5)];
-}
-
 Timing Summarize(std::vector<double> samples_us) {
   std::sort(samples_us.begin(), samples_us.end());
   Timing timing;
@@ -98,6 +93,10 @@ class Side {
 };
 
 }  // namespace
+
+double Percentile(const std::vector<double>& sorted, double fraction) {
+  return sorted[static_cast<size_t>(fraction * static_cast<double>(sorted.size() - 1) + 0.5)];
+}
 
 std::optional<double> Comparison::cpu_ratio() const {
   if (!ours.cpu_us || !reference.cpu_us) return std::nullopt;

@@ -40,6 +40,9 @@ struct Comparison {
   int64_t repetitions() const;
 };
 
+// What a fraction of the values is not above. REQUIRES: sorted, ascending; not empty.
+double Percentile(const std::vector<double>& sorted, double fraction);
+
 // One of the things that are timed against each other.
 struct Contestant {
   absl::FunctionRef<absl::Status()> call;

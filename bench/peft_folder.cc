@@ -2,16 +2,16 @@
 
 #include <fmt/format.h>
 
-#include <cerrno>
-#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "core/base/status_macros.h"
+#include "core/formats/safetensors.h"
 
 namespace adapterd::bench {
 namespace {
@@ -38,6 +38,18 @@ absl::Status WriteFile(const std::filesystem::path& file, std::string_view conte
   stream.write(content.data(), static_cast<std::streamsize>(content.size()));
   if (stream.flush()) return absl::OkStatus();
   return absl::UnavailableError("cannot write " + file.string());
+}
+
+absl::Status WriteAdapter(const std::filesystem::path& path, std::vector<SafetensorsTensor> tensors,
+                          int64_t rank, double alpha, const std::set<std::string>& targets) {
+  std::error_code error;
+  if (!std::filesystem::create_directory(path, error)) {
+    return absl::UnavailableError("cannot make " + path.string());
+  }
+  ASSIGN_OR_RETURN(const std::string weights,
+                   SerializeSafetensors(std::move(tensors), {{"format", "pt"}}));
+  RETURN_IF_ERROR(WriteFile(path / kPeftWeights, weights));
+  return WriteFile(path / "adapter_config.json", Config(rank, alpha, targets));
 }
 
 }  // namespace
@@ -81,10 +93,18 @@ std::vector<PeftModule> ExpertModules(int layers, int experts) {
   return modules;
 }
 
-absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(const Factors& factors) {
+absl::Status WritePeftAdapter(const std::filesystem::path& path, const Factors& factors) {
   const int64_t rank = factors.a_view().rows;
-  return Write({Named(kPeftModule, "lora_A", factors.a), Named(kPeftModule, "lora_B", factors.b)},
-               rank, factors.scale * static_cast<double>(rank), {"q_proj"});
+  return WriteAdapter(
+      path, {Named(kPeftModule, "lora_A", factors.a), Named(kPeftModule, "lora_B", factors.b)},
+      rank, factors.scale * static_cast<double>(rank), {"q_proj"});
+}
+
+absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(const Factors& factors) {
+  ASSIGN_OR_RETURN(auto root, TemporaryFolder::Create());
+  std::unique_ptr<PeftFolder> folder(new PeftFolder(std::move(root)));
+  RETURN_IF_ERROR(WritePeftAdapter(folder->root() / folder->adapter(), factors));
+  return folder;
 }
 
 absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(
@@ -102,30 +122,11 @@ absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(
     tensors.push_back(Named(module.path, "lora_B", matrix(module.out_features, rank)));
     targets.insert(LastComponent(module.path));
   }
-  return Write(std::move(tensors), rank, 2 * static_cast<double>(rank), targets);
-}
-
-absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Write(
-    std::vector<SafetensorsTensor> tensors, int64_t rank, double alpha,
-    const std::set<std::string>& targets) {
-  std::string pattern = std::filesystem::temp_directory_path() / "adapterd-bench-XXXXXX";
-  if (mkdtemp(pattern.data()) == nullptr) return absl::ErrnoToStatus(errno, pattern);
-  std::unique_ptr<PeftFolder> folder(new PeftFolder(pattern));
-  const std::filesystem::path adapter = folder->root() / folder->adapter();
-  std::error_code error;
-  if (!std::filesystem::create_directory(adapter, error)) {
-    return absl::UnavailableError("cannot make " + adapter.string());
-  }
-  ASSIGN_OR_RETURN(const std::string weights,
-                   SerializeSafetensors(std::move(tensors), {{"format", "pt"}}));
-  RETURN_IF_ERROR(WriteFile(folder->weights(), weights));
-  RETURN_IF_ERROR(WriteFile(adapter / "adapter_config.json", Config(rank, alpha, targets)));
+  ASSIGN_OR_RETURN(auto root, TemporaryFolder::Create());
+  std::unique_ptr<PeftFolder> folder(new PeftFolder(std::move(root)));
+  RETURN_IF_ERROR(WriteAdapter(folder->root() / folder->adapter(), std::move(tensors), rank,
+                               2 * static_cast<double>(rank), targets));
   return folder;
-}
-
-PeftFolder::~PeftFolder() {
-  std::error_code ignored;
-  std::filesystem::remove_all(root_, ignored);
 }
 
 }  // namespace adapterd::bench

@@ -4,14 +4,13 @@
 
 #include <filesystem>
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "bench/data.h"
-#include "core/formats/safetensors.h"
+#include "bench/temporary_folder.h"
 
 namespace adapterd::bench {
 
@@ -34,28 +33,25 @@ std::vector<PeftModule> ExpertModules(int layers, int experts);
 
 inline constexpr char kPeftWeights[] = "adapter_model.safetensors";
 
-// A folder of its own below the temporary one; removed, with everything in it, at the end.
+// Makes the folder `path` and writes an adapter of one module, kPeftModule, into it.
+absl::Status WritePeftAdapter(const std::filesystem::path& path, const Factors& factors);
+
+// One adapter in a temporary folder of its own.
 class PeftFolder {
  public:
   static absl::StatusOr<std::unique_ptr<PeftFolder>> Create(const Factors& factors);
   // Tensors of random numbers, of which those of one shape share theirs.
   static absl::StatusOr<std::unique_ptr<PeftFolder>> Create(const std::vector<PeftModule>& modules,
                                                             DType dtype, int64_t rank);
-  ~PeftFolder();
-  PeftFolder(const PeftFolder&) = delete;
-  PeftFolder& operator=(const PeftFolder&) = delete;
 
-  const std::filesystem::path& root() const { return root_; }  // holds the adapter's folder
-  std::string adapter() const { return "bench"; }              // its name below root()
-  std::filesystem::path weights() const { return root_ / adapter() / kPeftWeights; }
+  const std::filesystem::path& root() const { return root_->path(); }  // holds the adapter's folder
+  std::string adapter() const { return "bench"; }                      // its name below root()
+  std::filesystem::path weights() const { return root() / adapter() / kPeftWeights; }
 
  private:
-  static absl::StatusOr<std::unique_ptr<PeftFolder>> Write(std::vector<SafetensorsTensor> tensors,
-                                                           int64_t rank, double alpha,
-                                                           const std::set<std::string>& targets);
-  explicit PeftFolder(std::filesystem::path root) : root_(std::move(root)) {}
+  explicit PeftFolder(std::unique_ptr<TemporaryFolder> root) : root_(std::move(root)) {}
 
-  const std::filesystem::path root_;
+  const std::unique_ptr<TemporaryFolder> root_;
 };
 
 }  // namespace adapterd::bench

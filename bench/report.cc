@@ -13,6 +13,8 @@ namespace {
 constexpr char kColumns[] =
     "{:<15} {:<18} {:<5} {:>9} {:>9}  {:<29} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
 
+constexpr char kFigureColumns[] = "{:<46} {:<17} {:>9} {}\n";
+
 constexpr char kLegend[] =
     "us: medians in microseconds. ratio: ours over reference, of these; in CPU: of the CPU time of "
     "all\nthreads of this process, which other load changes less. runs: of the side that had fewer."
@@ -42,16 +44,24 @@ std::string AgainstBar(const AnyRow& row, double ratio) {
                      row.shape, row.dtype, ratio, row.reference, *row.bar);
 }
 
+std::string AgainstBar(const Figure& figure) {
+  const bool is_least = figure.at_least.has_value();
+  return fmt::format("{}: {} {} {} is {} {}, at {} {}", figure.holds() ? "HOLDS" : "MISSED",
+                     figure.suite, figure.name, figure.shape, Significant(figure.value),
+                     figure.unit, is_least ? "least" : "most",
+                     Significant(is_least ? *figure.at_least : *figure.at_most));
+}
+
 }  // namespace
 
 Report::Report(Format format, std::string machine) : format_(format), machine_(std::move(machine)) {
   if (format_ == Format::kTable) fmt::print("{}\n{}\n", machine_, kLegend);
 }
 
-void Report::Begin(const std::string& suite, const std::string& how) {
+void Report::Begin(const std::string& suite, const std::string& how, Columns columns) {
   std::FILE* out = format_ == Format::kTable ? stdout : stderr;
   fmt::print(out, "\n{}: {}\n", suite, how);
-  if (format_ == Format::kTable) {
+  if (format_ == Format::kTable && columns == Columns::kComparisons) {
     fmt::print(kColumns, "case", "shape", "dtype", "ours us", "p99 us", "reference", "ref us",
                "p99 us", "ratio", "in CPU", "runs", "spread %");
   }
@@ -89,6 +99,26 @@ void Report::Add(const MemoryRow& row) {
   }
   std::fflush(stdout);
   if (row.bar) verdicts_.push_back({row.holds(), AgainstBar(row, row.ratio())});
+}
+
+void Report::Add(const Figure& figure) {
+  if (format_ == Format::kTable) {
+    fmt::print(kFigureColumns, figure.name, figure.shape, Significant(figure.value), figure.unit);
+  } else {
+    nlohmann::ordered_json json = {{"suite", figure.suite},
+                                   {"case", figure.name},
+                                   {"shape", figure.shape},
+                                   {"value", figure.value},
+                                   {"unit", figure.unit},
+                                   {"at_least", OrNull(figure.at_least)},
+                                   {"at_most", OrNull(figure.at_most)},
+                                   {"holds", figure.holds()},
+                                   {"machine", machine_}};
+    if (!figure.has_bar()) json["holds"] = nullptr;
+    fmt::print("{}\n", json.dump());
+  }
+  std::fflush(stdout);
+  if (figure.has_bar()) verdicts_.push_back({figure.holds(), AgainstBar(figure)});
 }
 
 void Report::PrintTableRow(const Row& row) const {

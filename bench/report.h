@@ -39,18 +39,37 @@ struct MemoryRow {
   bool holds() const { return !bar || ratio() <= *bar; }
 };
 
+// One number.
+struct Figure {
+  std::string suite;
+  std::string name;  // what was measured
+  std::string shape;
+  double value = 0;
+  std::string unit;
+  std::optional<double> at_least;  // bars
+  std::optional<double> at_most;
+
+  bool has_bar() const { return at_least || at_most; }
+  bool holds() const {
+    return (!at_least || value >= *at_least) && (!at_most || value <= *at_most);
+  }
+};
+
 // Prints rows as they come. One thread.
 class Report {
  public:
   enum class Format { kTable, kJson };
+  enum class Columns { kComparisons, kFigures };  // what a suite's table is made of
 
   // `machine` is printed first, and is part of every JSON object: numbers without it mean nothing.
   Report(Format format, std::string machine);
 
   // A title above the rows of a suite and how they were measured. JSON has it on standard error.
-  void Begin(const std::string& suite, const std::string& how);
+  void Begin(const std::string& suite, const std::string& how,
+             Columns columns = Columns::kComparisons);
   void Add(const Row& row);
   void Add(const MemoryRow& row);
+  void Add(const Figure& figure);
   // HOLDS or MISSED for each row that has a bar. JSON has it on standard error, too.
   void Finish() const;
 

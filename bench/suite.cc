@@ -11,6 +11,8 @@ std::span<const Suite> AllSuites() {
       {"merge", "MergeWeight in process, against memcpy of the weight", RunMergeSuite},
       {"rpc", "ApplyProjection over loopback TCP, against a raw echo of the same bytes",
        RunRpcSuite},
+      {"fleet", "a server that knows ten thousand adapters and has memory for a thousand",
+       RunFleetSuite},
   };
   return kSuites;
 }

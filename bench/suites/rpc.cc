@@ -5,14 +5,13 @@
 #include <memory>
 #include <optional>
 
-#include "adapterd/v1/projection_service.pb.h"
+#include "bench/apply_message.h"
 #include "bench/child_server.h"
 #include "bench/data.h"
 #include "bench/echo_server.h"
 #include "bench/peft_folder.h"
 #include "bench/raw_client.h"
 #include "bench/suite.h"
-#include "bench/verify.h"
 #include "core/base/status_macros.h"
 
 namespace adapterd::bench {
@@ -24,24 +23,6 @@ constexpr int64_t kBarRows = 64;
 constexpr double kBar = 4;
 constexpr absl::Duration kTime = absl::Seconds(4);
 constexpr absl::Duration kQuickTime = absl::Milliseconds(500);
-
-// The bytes of a message, in one slice.
-grpc::ByteBuffer Serialize(const google::protobuf::Message& message) {
-  const grpc::Slice slice(message.SerializeAsString());
-  return grpc::ByteBuffer(&slice, 1);
-}
-
-grpc::ByteBuffer MakeRequest(const Tensor& input) {
-  v1::ApplyProjectionRequest request;
-  request.mutable_adapter()->set_name("bench");
-  request.add_projections()->mutable_module()->set_path(kPeftModule);
-  v1::Tensor& tensor = *request.mutable_input();
-  tensor.set_dtype(v1::DATA_TYPE_BF16);
-  tensor.add_shape(input.shape()[0]);
-  tensor.add_shape(input.shape()[1]);
-  tensor.set_data(input.bytes().data(), input.bytes().size());
-  return Serialize(request);
-}
 
 // The server, and the transport alone beside it.
 class Servers {
@@ -73,34 +54,15 @@ class Servers {
   std::unique_ptr<ChildServer> echo_;
 };
 
-absl::Status VerifyReply(const Tensor& input, const Factors& factors,
-                         const grpc::ByteBuffer& buffer) {
-  v1::ApplyProjectionResponse reply;
-  grpc::Slice bytes;
-  if (!buffer.DumpToSingleSlice(&bytes).ok() ||
-      !reply.ParseFromArray(bytes.begin(), static_cast<int>(bytes.size())) ||
-      reply.outputs_size() != 1) {
-    return absl::InternalError("the reply does not parse");
-  }
-  const v1::Tensor& output = reply.outputs(0).output();
-  const MatrixView expected = AsMatrix(input);  // in_features are out_features here
-  if (static_cast<int64_t>(output.data().size()) != expected.bytes()) {
-    return absl::InternalError(fmt::format("the reply has {} bytes of data", output.data().size()));
-  }
-  return VerifyProjection(expected, factors,
-                          {DType::kBF16, expected.rows, expected.cols,
-                           reinterpret_cast<const std::byte*>(output.data().data())});
-}
-
 absl::Status RunRows(SuiteContext& context, const Servers& servers, int64_t rows) {
   RawClient client(servers.adapterd());
   RawClient echo_client(servers.echo());
   const Tensor input = RandomMatrix(DType::kBF16, rows, kFeatures, 1, 3);
-  const grpc::ByteBuffer request = MakeRequest(input);
+  const grpc::ByteBuffer request = MakeApplyRequest("bench", input);
   grpc::ByteBuffer reply;
   RETURN_IF_ERROR(client.Apply(request, 0, reply));
   const size_t reply_bytes = reply.Length();
-  RETURN_IF_ERROR(VerifyReply(input, servers.factors(), reply));
+  RETURN_IF_ERROR(VerifyApplyReply(input, servers.factors(), reply));
 
   // Every call checks the size of its reply.
   const auto ours = [&] { return client.Apply(request, reply_bytes, reply); };
