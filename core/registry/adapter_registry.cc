@@ -56,6 +56,12 @@ AdapterRegistry::~AdapterRegistry() {
     mutex_.Await(absl::Condition(
         +[](int* running) { return *running == 0; }, &running_));
   }
+  Leases leases;  // the last records may go a moment later, with the jobs that ended just now
+  {
+    absl::MutexLock lock(&mutex_);
+    while (!by_use_.empty()) leases.push_back(Detach(*by_use_.back()->records.back()));
+  }
+  leases.clear();
   budget_->Detach();
 }
 
