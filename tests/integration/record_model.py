@@ -27,7 +27,7 @@ class Content:
 
     @property
     def key(self):
-        """Its name in the store, as core/catalog/content_store.h defines it."""
+        """Its name in the store, as core/catalog/content_key.h defines it."""
         lines = [f"{name}\0{len(data)}\0{hashlib.sha256(data).hexdigest()}\n"
                  for name, data in sorted(self.files.items())]
         return hashlib.sha256(("adapterd-content-v1\n" + "".join(lines)).encode()).hexdigest()
