@@ -1,4 +1,4 @@
-"""What happens at the memory budget: who goes, who stays, how they come back, and how it changes."""
+"""What happens at the memory budget: who goes, who stays, how they come back, how it changes."""
 import itertools
 import shutil
 import signal

@@ -35,7 +35,7 @@ class Content:
 
 def write_content(root, source, seed):
     """A folder below `root`. Its answer is exact in F32, so that any other content's differs."""
-    modules = {path: (wide_in, wide_out, 2 + seed) for path, (wide_in, wide_out, _) in SMALL.items()}
+    modules = {path: (*widths, 2 + seed) for path, (*widths, _) in SMALL.items()}
     truth = exact_adapter(root / source, modules, seed=seed)
     files = {name: (root / source / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     return Content(source, files, truth.revision(), delta_of(truth, Q0, X),
