@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/base/status_macros.h"
+#include "core/catalog/content_key.h"
 #include "core/catalog/incoming_content.h"
 
 namespace adapterd {
@@ -136,22 +137,55 @@ absl::StatusOr<std::unique_ptr<IncomingContent>> ContentStore::Begin(int64_t max
 }
 
 absl::StatusOr<StoredContent> ContentStore::Adopt(const std::string& name, const std::string& key) {
+  bool was_there = false;
+  ASSIGN_OR_RETURN(StoredContent stored, MoveIn(name, key, was_there));
+  // Damaged bytes would be loaded as if the client had sent them.
+  if (was_there && !IsIntact(key)) RETURN_IF_ERROR(Replace(name, key));
+  return stored;
+}
+
+absl::StatusOr<StoredContent> ContentStore::MoveIn(const std::string& name, const std::string& key,
+                                                   bool& was_there) {
   absl::MutexLock moves(&moves_);
   struct stat state;
-  const bool there = fstatat(content_.get(), key.c_str(), &state, AT_SYMLINK_NOFOLLOW) == 0;
-  if (!there) {
+  was_there = fstatat(content_.get(), key.c_str(), &state, AT_SYMLINK_NOFOLLOW) == 0;
+  if (!was_there) {
     const int error = disk_->Rename(incoming_.get(), name, content_.get(), key);
     if (error < 0) return DiskError(-error, "cannot store the upload under its key");
   }
   // One that was there may be left from a time when this failed.
   const absl::Status synced = Sync(content_.get(), "the upload under its key");
   if (!synced.ok()) {
-    if (!there) disk_->Rename(content_.get(), key, incoming_.get(), name);
+    if (!was_there) disk_->Rename(content_.get(), key, incoming_.get(), name);
     return synced;
   }
   absl::MutexLock lock(&mutex_);
   ++references_[key];
   return StoredContent(this, key);
+}
+
+bool ContentStore::IsIntact(const std::string& key) const {
+  const auto folder = roots_->OpenFolder(key);
+  if (!folder.ok()) return false;
+  const auto found = ReadContentKey(*folder);
+  return found.ok() && *found == key;
+}
+
+absl::Status ContentStore::Replace(const std::string& name, const std::string& key) {
+  const std::string damaged = NextName();
+  absl::Status status;
+  {
+    absl::MutexLock moves(&moves_);
+    int error = disk_->Rename(content_.get(), key, incoming_.get(), damaged);
+    if (error == 0) {
+      error = disk_->Rename(incoming_.get(), name, content_.get(), key);
+      if (error < 0) disk_->Rename(incoming_.get(), damaged, content_.get(), key);
+    }
+    if (error < 0) return DiskError(-error, "cannot replace what the store holds of the upload");
+    status = Sync(content_.get(), "the upload under its key");
+  }
+  RemoveIncoming(damaged);
+  return status;
 }
 
 void ContentStore::RemoveIncoming(const std::string& name) {

@@ -1,10 +1,9 @@
 // Folders of files that clients sent, kept by their content.
 //
-//   FOLDER/content/KEY/FILE     complete and on disk; never changed, only removed as a whole
+//   FOLDER/content/KEY/FILE     complete and on disk; only removed or replaced as a whole
 //   FOLDER/incoming/N/FILE      arriving, or on the way out; emptied at the next start
 //
-// KEY = SHA-256 of "adapterd-content-v1\n" followed by one line a file, sorted bytewise by name:
-//   name NUL size-in-decimal NUL sha256 LF
+// KEY: content_key.h
 #ifndef ADAPTERD_CORE_CATALOG_CONTENT_STORE_H_
 #define ADAPTERD_CORE_CATALOG_CONTENT_STORE_H_
 
@@ -94,9 +93,13 @@ class ContentStore {
   std::string NextName() { return std::to_string(next_name_++); }
   absl::Status Sync(int file_or_folder, std::string_view what);
 
-  // Moves incoming/`name` to content/`key`, unless that is there.
+  // Moves incoming/`name` to content/`key`, unless that is there and intact.
   absl::StatusOr<StoredContent> Adopt(const std::string& name, const std::string& key)
       ABSL_LOCKS_EXCLUDED(moves_, mutex_);
+  absl::StatusOr<StoredContent> MoveIn(const std::string& name, const std::string& key,
+                                       bool& was_there) ABSL_LOCKS_EXCLUDED(moves_, mutex_);
+  absl::Status Replace(const std::string& name, const std::string& key) ABSL_LOCKS_EXCLUDED(moves_);
+  bool IsIntact(const std::string& key) const;
   void RemoveIncoming(const std::string& name);
   void Release(const std::string& key) ABSL_LOCKS_EXCLUDED(mutex_);
   std::set<std::string> References() const ABSL_LOCKS_EXCLUDED(mutex_);

@@ -90,25 +90,11 @@ absl::Status IncomingContent::EndFile() {
   return absl::OkStatus();
 }
 
-std::string IncomingContent::Key() const {
-  Sha256 key;
-  key.Update("adapterd-content-v1\n");
-  for (const auto& [name, file] : files_) {
-    key.Update(name);
-    key.Update(std::string_view("\0", 1));
-    key.Update(std::to_string(file.size));
-    key.Update(std::string_view("\0", 1));
-    key.Update(file.sha256);
-    key.Update("\n");
-  }
-  return key.FinishHex();
-}
-
 absl::StatusOr<StoredContent> IncomingContent::Commit() {
   if (files_.empty()) return InvalidFile("the upload has no file");
   RETURN_IF_ERROR(EndFile());
   RETURN_IF_ERROR(store_.Sync(folder_.get(), "the folder of the upload"));
-  return store_.Adopt(name_, Key());
+  return store_.Adopt(name_, ContentKey(files_));
 }
 
 }  // namespace adapterd

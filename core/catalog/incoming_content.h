@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/base/sha256.h"
+#include "core/catalog/content_key.h"
 #include "core/catalog/content_store.h"
 
 namespace adapterd {
@@ -37,29 +38,25 @@ class IncomingContent {
   // follow.
   absl::Status Append(const std::string& file_name, std::string_view bytes);
 
-  // Once all is on disk: the content under its key, which it may share with one that was there
-  // before. INVALID_FIELD when no file arrived; errors of Append. Call once.
+  // Once all is on disk: the content under its key, which it shares with an equal one that was
+  // there before; that is read to be sure of it, and replaced when it was damaged. INVALID_FIELD
+  // when no file arrived; errors of Append. Call once.
   absl::StatusOr<StoredContent> Commit();
 
  private:
   friend class ContentStore;
-  struct File {
-    int64_t size = 0;
-    std::string sha256;
-  };
   IncomingContent(ContentStore& store, std::string name, int64_t max_bytes)
       : store_(store), name_(std::move(name)), max_bytes_(max_bytes) {}
 
   absl::Status BeginFile(const std::string& file_name);
   absl::Status EndFile();
   absl::Status WriteAll(std::string_view bytes);
-  std::string Key() const;
 
   ContentStore& store_;
   const std::string name_;  // below incoming/
   const int64_t max_bytes_;
   ScopedFd folder_;
-  std::map<std::string, File> files_;  // the open one among them
+  std::map<std::string, StoredFile> files_;  // the open one among them
   int64_t bytes_ = 0;
 
   // The file that bytes are added to; empty name: none yet.

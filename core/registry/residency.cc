@@ -141,20 +141,23 @@ std::vector<AdapterRegistry::Content*> AdapterRegistry::PlanEviction(int64_t mis
 
 bool AdapterRegistry::Evict(int64_t missing, const Entry* spare, std::vector<std::string>* names) {
   Leases dropped;
-  std::vector<std::string> evicted;
+  std::vector<std::string> detached;
+  std::vector<std::string> evicted;  // without those that only lost a kept revision
   {
     absl::MutexLock lock(&mutex_);
     for (Content* content : PlanEviction(missing, spare)) {
       for (Record* record : std::vector<Record*>(content->records)) {
         dropped.push_back(Detach(*record));
+        detached.push_back(record->entry->name);
+        if (!record->IsCurrent()) continue;
         evicted.push_back(record->entry->name);
-        if (record->IsCurrent()) AddEvent(AdapterEventType::kEvicted, *record->entry);
+        AddEvent(AdapterEventType::kEvicted, *record->entry);
       }
     }
   }
   if (dropped.empty()) return false;
   dropped.clear();
-  for (const std::string& name : evicted) {
+  for (const std::string& name : detached) {
     if (options_.on_evict) options_.on_evict(name);
   }
   if (names != nullptr) names->insert(names->end(), evicted.begin(), evicted.end());

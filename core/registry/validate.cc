@@ -36,7 +36,9 @@ bool AdapterRegistry::Fits(const std::string& name, int64_t bytes,
   const std::vector<Content*> plan =
       PlanEviction(missing, it == entries_.end() ? nullptr : &it->second);
   for (const Content* content : plan) {
-    for (const Record* record : content->records) would_evict.push_back(record->entry->name);
+    for (const Record* record : content->records) {
+      if (record->IsCurrent()) would_evict.push_back(record->entry->name);
+    }
   }
   return !plan.empty();
 }

@@ -1,9 +1,9 @@
 """Whatever was acknowledged is there after kill -9, and whatever was not is whole or absent.
 
-Threads change adapters of their own while the server is killed at random moments; after each restart
-everything that it holds is compared with what it acknowledged.
+Threads change adapters of their own while the server is killed at random moments; after each
+restart everything that it holds is compared with what it acknowledged.
 
-Environment: ADAPTERD_KILLS (50), ADAPTERD_SEED (random; of the operations, not of their timing).
+Environment: ADAPTERD_KILLS (50), ADAPTERD_SEED (random; it fixes the operations, not their timing).
 """
 import itertools
 import os
@@ -253,10 +253,11 @@ class Driver:
                 self._use(client, name, revision, revision)
             resident.update(state.revisions)
         self._check_memory(client, resident)
-        self._check_store()
         for worker in self.workers:
             self.losses += worker.losses
             worker.losses = []
+        if not self.losses:  # with a loss, what the store should hold is unknown
+            self._check_store()
 
     def _use(self, client, name, wanted, revision):
         try:
@@ -317,7 +318,7 @@ class CrashTest(ServerTest):
         if not driver.losses:
             driver.finish(server)
         server.stop()
-        print(f"seed {SEED}: {driver.acknowledged} operations acknowledged, {driver.kills} kills, "
+        print(f"{driver.acknowledged} operations acknowledged, {driver.kills} kills, "
               f"{len(driver.losses)} losses; slowest start {driver.slowest:.2f} s")
         self.assertEqual(driver.losses, [])
         self.assertLess(driver.slowest, PROMPT)
@@ -333,7 +334,7 @@ class CrashTest(ServerTest):
                 while name is None:
                     worker.step(server.client)
                     name = next((n for n, state in worker.states.items()
-                                 if state.kept and state.enabled), None)
+                                 if state.kept and state.enabled and not state.aliases), None)
                 driver.kill(server)
                 catalogue = sqlite3.connect(driver.data / "catalogue.sqlite")
                 for statement in LOSSES[loss]:
@@ -347,4 +348,5 @@ class CrashTest(ServerTest):
 
 
 if __name__ == "__main__":
+    print(f"seed {SEED}")
     unittest.main(argv=[sys.argv[0], *sys.argv[1:]])

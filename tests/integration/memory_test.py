@@ -1,4 +1,4 @@
-"""What happens at the memory budget: who goes, who stays, how they come back, and how it changes."""
+"""What happens at the memory budget: who goes, who stays, how they come back, how it changes."""
 import itertools
 import shutil
 import signal
@@ -143,6 +143,20 @@ class EvictionTest(MemoryTest):
         self.assertEqual(list(self.client.load("a", "s1").evicted), ["u"])
         self.serves("u", 0)
         self.assertEqual(self.states(), {"a": EVICTED, "u": READY})
+
+    def test_a_kept_revision_goes_without_its_adapter(self):
+        self.serve(2, "--keep-revisions=1")
+        self.client.load("a", "s0")
+        self.client.load("a", "s1", replace=True)
+        check = self.client.validate("b", "s2")
+        self.assertEqual((check.fits, list(check.would_evict)), (True, []))
+        self.assertEqual(list(self.client.load("b", "s2").evicted), [])
+        self.assertEqual(self.states(), {"a": READY, "b": READY})
+        self.assertEqual(list(self.client.get("a").kept_revisions), [self.truths[0].revision()])
+        self.in_memory(2)
+        request = request_for("a")
+        request.segments[0].adapters[0].revision = self.truths[0].revision()
+        np.testing.assert_array_equal(numbers_of(self.client.apply(request)), self.answers[0])
 
     def test_of_equal_contents_memory_holds_one(self):
         self.serve(2)

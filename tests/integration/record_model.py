@@ -27,7 +27,7 @@ class Content:
 
     @property
     def key(self):
-        """Its name in the store, as core/catalog/content_store.h defines it."""
+        """Its name in the store, as core/catalog/content_key.h defines it."""
         lines = [f"{name}\0{len(data)}\0{hashlib.sha256(data).hexdigest()}\n"
                  for name, data in sorted(self.files.items())]
         return hashlib.sha256(("adapterd-content-v1\n" + "".join(lines)).encode()).hexdigest()
@@ -35,7 +35,7 @@ class Content:
 
 def write_content(root, source, seed):
     """A folder below `root`. Its answer is exact in F32, so that any other content's differs."""
-    modules = {path: (wide_in, wide_out, 2 + seed) for path, (wide_in, wide_out, _) in SMALL.items()}
+    modules = {path: (*widths, 2 + seed) for path, (*widths, _) in SMALL.items()}
     truth = exact_adapter(root / source, modules, seed=seed)
     files = {name: (root / source / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     return Content(source, files, truth.revision(), delta_of(truth, Q0, X),

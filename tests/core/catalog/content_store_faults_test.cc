@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <limits>
 
 #include "tests/core/catalog/store_folder.h"
@@ -12,6 +13,7 @@
 namespace adapterd {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Key;
@@ -115,6 +117,22 @@ TEST_F(ContentStoreFaultsTest, AFailedCommitOfContentThatIsThereLeavesIt) {
     EXPECT_EQ(TreeOf(folder()), before) << step;
   }
   EXPECT_EQ(TreeOf(folder()), before);
+}
+
+TEST_F(ContentStoreFaultsTest, AFailedReplaceLeavesTheDamagedOneOrTheNewOne) {
+  const auto store = Open();
+  ASSERT_OK_AND_ASSIGN(const StoredContent stored, Store(*store, kFiles));
+  const auto right = TreeOf(folder());
+  const std::string file = folder() + "/content/" + stored.key() + "/" + kFiles[0].first;
+  std::ofstream(file) << "damaged";
+  const auto damaged = TreeOf(folder());
+  for (int step = 0;; ++step) {
+    disk_->FailAt(step, EIO);
+    const auto again = Store(*store, kFiles);
+    if (again.ok()) break;
+    EXPECT_THAT(TreeOf(folder()), AnyOf(damaged, right)) << step;
+  }
+  EXPECT_EQ(TreeOf(folder()), right);
 }
 
 TEST_F(ContentStoreFaultsTest, ShortWritesAreContinued) {

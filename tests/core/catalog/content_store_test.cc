@@ -6,6 +6,9 @@
 #include <sys/stat.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
 #include <optional>
 #include <thread>
 
@@ -89,6 +92,27 @@ TEST_F(ContentStoreTest, EqualContentIsStoredOnce) {
   EXPECT_EQ(first.key(), second.key());
   EXPECT_EQ(std::filesystem::last_write_time(folder() + "/content/" + kKey + "/a"), before);
   EXPECT_THAT(Incoming(), IsEmpty());
+}
+
+TEST_F(ContentStoreTest, ContentThatWasDamagedIsReplacedByWhatArrives) {
+  ASSERT_OK_AND_ASSIGN(const StoredContent first, Store(*store_, kFiles));
+  const auto right = Contents();
+  const std::string content = folder() + "/content/" + kKey;
+  const std::function<void()> damages[] = {
+      [&] { std::ofstream(content + "/b") << "secund"; },
+      [&] { std::ofstream(content + "/b") << "secon"; },
+      [&] { std::filesystem::remove(content + "/a"); },
+      [&] { std::ofstream(content + "/c") << "more"; },
+      [&] { std::filesystem::create_directory(content + "/d"); },
+  };
+  for (const auto& damage : damages) {
+    damage();
+    ASSERT_NE(Contents(), right);
+    ASSERT_OK_AND_ASSIGN(const StoredContent second, Store(*store_, kFiles));
+    EXPECT_EQ(second.key(), kKey);
+    EXPECT_EQ(Contents(), right);
+    EXPECT_THAT(Incoming(), IsEmpty());
+  }
 }
 
 TEST_F(ContentStoreTest, TheOpenerFindsContentByItsKey) {
