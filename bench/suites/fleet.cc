@@ -172,7 +172,7 @@ absl::Status FleetRun::ZipfTraffic() {
                      ASSIGN_OR_RETURN(replaces, replacing.Stop());
                      return absl::OkStatus();
                    }));
-  Add("replaces", static_cast<double>(replaces) / replaced.seconds, "/s");
+  Add("replaces", static_cast<double>(replaces) / absl::ToDoubleSeconds(plan_.steady), "/s");
   AddLatency("Zipf applies beside replaces", {{replaced}});
   Add("peak memory beside replaces, of the budget", replace_peak, "x", {}, kBudgetShare);
   return absl::OkStatus();
@@ -214,6 +214,7 @@ absl::StatusOr<FleetRun::Phase> FleetRun::RunPhase(Applier& applier,
 
 void FleetRun::ReportHotTraffic(const std::vector<Phase>& alone, const std::vector<Phase>& beside,
                                 double load_seconds) {
+  const double phase_seconds = absl::ToDoubleSeconds(plan_.phase);
   std::vector<double> loads;
   std::vector<double> rates;
   std::vector<double> ratios;
@@ -222,13 +223,13 @@ void FleetRun::ReportHotTraffic(const std::vector<Phase>& alone, const std::vect
   for (size_t i = 0; i < alone.size(); ++i) {
     const Traffic& reference = alone[i].traffic;
     const Traffic& traffic = beside[i].traffic;
-    const double spent_on_loads = beside[i].loads * load_seconds;
-    loads.push_back(beside[i].loads / traffic.seconds);
+    const double loads_cpu = beside[i].loads * load_seconds;
+    const double left = 1 - loads_cpu / phase_seconds;  // of the time, for applies
+    loads.push_back(beside[i].loads / phase_seconds);
     rates.push_back(reference.rate());
     ratios.push_back(traffic.rate() / reference.rate());
-    ratios_less_loads.push_back(traffic.calls() / (traffic.seconds - spent_on_loads) /
-                                reference.rate());
-    cpu_ratios.push_back((beside[i].cpu_seconds - spent_on_loads) / traffic.calls() /
+    ratios_less_loads.push_back(ratios.back() / left);
+    cpu_ratios.push_back((beside[i].cpu_seconds - loads_cpu) / traffic.calls() /
                          (alone[i].cpu_seconds / reference.calls()));
   }
   Add("server CPU of a load and its unload", 1e6 * load_seconds, "us");
