@@ -260,13 +260,16 @@ absl::Status FleetRun::HotTraffic() {
 
 absl::Status FleetRun::ListInPages(int64_t page_size) {
   std::vector<double> pages_ms;
+  const CoreWait core_wait;
   for (int listing = 0; listing < plan_.listings; ++listing) {
     size_t adapters = 0;
     std::string token;
     do {
       const absl::Time start = absl::Now();
+      const double waited = core_wait.Seconds();
       ASSIGN_OR_RETURN(const v1::ListAdaptersResponse page, fleet_.client().Page(page_size, token));
-      pages_ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start));
+      pages_ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start) -
+                         1e3 * (core_wait.Seconds() - waited));
       adapters += static_cast<size_t>(page.adapters_size());
       token = page.next_page_token();
     } while (!token.empty());
