@@ -90,8 +90,9 @@ class FleetRun {
   SuiteContext& context_;
   const Plan& plan_;
   Fleet& fleet_;
-  size_t replaced_ = 0;  // how many have been
-  size_t guest_ = 0;     // the next one's number
+  size_t replaced_ = 0;            // how many have been
+  size_t guest_ = 0;               // the next one's number
+  double load_seconds_alone_ = 0;  // the server's CPU time of a load while it knows nothing else
 };
 
 void FleetRun::AddLatency(const std::string& name, const std::vector<Phase>& phases) {
@@ -106,6 +107,7 @@ void FleetRun::AddLatency(const std::string& name, const std::vector<Phase>& pha
 }
 
 absl::Status FleetRun::Load() {
+  ASSIGN_OR_RETURN(load_seconds_alone_, CpuSecondsOfLoadAndUnload());
   const absl::Time start = absl::Now();
   RETURN_IF_ERROR(fleet_.LoadAll());
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
@@ -233,6 +235,7 @@ void FleetRun::ReportHotTraffic(const std::vector<Phase>& alone, const std::vect
                          (alone[i].cpu_seconds / reference.calls()));
   }
   Add("server CPU of a load and its unload", 1e6 * load_seconds, "us");
+  Add("the same, of that with no other adapter", load_seconds / load_seconds_alone_, "x");
   Add("loads and unloads beside", Median(loads), "/s");
   Add("hot applies", Median(rates), "/s");
   AddLatency("hot applies", alone);
