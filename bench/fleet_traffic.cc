@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "bench/apply_message.h"
+#include "bench/machine.h"
 #include "core/base/status_macros.h"
 
 namespace adapterd::bench {
@@ -14,8 +15,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double SecondsBetween(Clock::time_point start, Clock::time_point end) {
-  return std::chrono::duration<double>(end - start).count();
+double SecondsOf(Clock::time_point time) {
+  return std::chrono::duration<double>(time.time_since_epoch()).count();
 }
 
 }  // namespace
@@ -41,14 +42,16 @@ Applier::Applier(const Fleet& fleet) : client_(fleet.server().address()) {
 
 absl::StatusOr<Traffic> Applier::Run(absl::Duration time, absl::FunctionRef<size_t()> next) {
   Traffic traffic;
-  const double seconds = absl::ToDoubleSeconds(time);
-  const Clock::time_point start = Clock::now();
-  for (Clock::time_point now = start; SecondsBetween(start, now) < seconds;) {
+  const CoreWait core_wait;
+  const double end = absl::ToDoubleSeconds(time) + SecondsOf(Clock::now());
+  double last = SecondsOf(Clock::now()) - core_wait.Seconds();
+  for (double now = 0; now < end;) {
     grpc::ByteBuffer reply;
     RETURN_IF_ERROR(client_.Apply(requests_[next()], 0, reply));
-    const Clock::time_point before = std::exchange(now, Clock::now());
-    traffic.latencies_us.push_back(1e6 * SecondsBetween(before, now));
-    traffic.seconds = SecondsBetween(start, now);
+    now = SecondsOf(Clock::now());
+    const double before = std::exchange(last, now - core_wait.Seconds());
+    traffic.latencies_us.push_back(1e6 * (last - before));
+    traffic.seconds += last - before;
   }
   return traffic;
 }

@@ -30,7 +30,8 @@ class Zipf {
   std::vector<double> cumulative_;
 };
 
-// What one client saw.
+// What one client saw. The time in which the client itself waited for its core counts nowhere: it
+// says something about the machine, nothing about the server.
 struct Traffic {
   double seconds = 0;
   std::vector<double> latencies_us;  // of each call

@@ -1,6 +1,8 @@
 #include "bench/machine.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -49,6 +51,23 @@ PinnedThread::PinnedThread(int core) {
 }
 
 PinnedThread::~PinnedThread() { sched_setaffinity(0, sizeof(before_), &before_); }
+
+CoreWait::CoreWait() : file_(open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)) {}
+
+CoreWait::~CoreWait() {
+  if (file_ >= 0) close(file_);
+}
+
+// "ran waited slices", the first two in nanoseconds.
+double CoreWait::Seconds() const {
+  char text[96];
+  const ssize_t size = pread(file_, text, sizeof(text) - 1, 0);
+  if (size <= 0) return 0;
+  text[size] = '\0';
+  char* rest = nullptr;
+  std::strtoll(text, &rest, 10);
+  return 1e-9 * static_cast<double>(std::strtoll(rest, nullptr, 10));
+}
 
 std::vector<int> CoreNumbers() {
   cpu_set_t set;

@@ -24,6 +24,21 @@ class PinnedThread {
   cpu_set_t before_;
 };
 
+// How long a thread was ready to run but had no core, because others had it. Of no use to another
+// thread than the one that made it. Reading costs about a microsecond.
+class CoreWait {
+ public:
+  CoreWait();
+  ~CoreWait();
+  CoreWait(const CoreWait&) = delete;
+  CoreWait& operator=(const CoreWait&) = delete;
+
+  double Seconds() const;  // so far; 0 on kernels that do not tell
+
+ private:
+  const int file_;
+};
+
 // Numbers of the cores that this thread may run on, ascending.
 std::vector<int> CoreNumbers();
 

@@ -90,8 +90,9 @@ class FleetRun {
   SuiteContext& context_;
   const Plan& plan_;
   Fleet& fleet_;
-  size_t replaced_ = 0;  // how many have been
-  size_t guest_ = 0;     // the next one's number
+  size_t replaced_ = 0;            // how many have been
+  size_t guest_ = 0;               // the next one's number
+  double load_seconds_alone_ = 0;  // the server's CPU time of a load while it knows nothing else
 };
 
 void FleetRun::AddLatency(const std::string& name, const std::vector<Phase>& phases) {
@@ -106,6 +107,7 @@ void FleetRun::AddLatency(const std::string& name, const std::vector<Phase>& pha
 }
 
 absl::Status FleetRun::Load() {
+  ASSIGN_OR_RETURN(load_seconds_alone_, CpuSecondsOfLoadAndUnload());
   const absl::Time start = absl::Now();
   RETURN_IF_ERROR(fleet_.LoadAll());
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
@@ -172,7 +174,7 @@ absl::Status FleetRun::ZipfTraffic() {
                      ASSIGN_OR_RETURN(replaces, replacing.Stop());
                      return absl::OkStatus();
                    }));
-  Add("replaces", static_cast<double>(replaces) / replaced.seconds, "/s");
+  Add("replaces", static_cast<double>(replaces) / absl::ToDoubleSeconds(plan_.steady), "/s");
   AddLatency("Zipf applies beside replaces", {{replaced}});
   Add("peak memory beside replaces, of the budget", replace_peak, "x", {}, kBudgetShare);
   return absl::OkStatus();
@@ -214,6 +216,7 @@ absl::StatusOr<FleetRun::Phase> FleetRun::RunPhase(Applier& applier,
 
 void FleetRun::ReportHotTraffic(const std::vector<Phase>& alone, const std::vector<Phase>& beside,
                                 double load_seconds) {
+  const double phase_seconds = absl::ToDoubleSeconds(plan_.phase);
   std::vector<double> loads;
   std::vector<double> rates;
   std::vector<double> ratios;
@@ -222,16 +225,17 @@ void FleetRun::ReportHotTraffic(const std::vector<Phase>& alone, const std::vect
   for (size_t i = 0; i < alone.size(); ++i) {
     const Traffic& reference = alone[i].traffic;
     const Traffic& traffic = beside[i].traffic;
-    const double spent_on_loads = beside[i].loads * load_seconds;
-    loads.push_back(beside[i].loads / traffic.seconds);
+    const double loads_cpu = beside[i].loads * load_seconds;
+    const double left = 1 - loads_cpu / phase_seconds;  // of the time, for applies
+    loads.push_back(beside[i].loads / phase_seconds);
     rates.push_back(reference.rate());
     ratios.push_back(traffic.rate() / reference.rate());
-    ratios_less_loads.push_back(traffic.calls() / (traffic.seconds - spent_on_loads) /
-                                reference.rate());
-    cpu_ratios.push_back((beside[i].cpu_seconds - spent_on_loads) / traffic.calls() /
+    ratios_less_loads.push_back(ratios.back() / left);
+    cpu_ratios.push_back((beside[i].cpu_seconds - loads_cpu) / traffic.calls() /
                          (alone[i].cpu_seconds / reference.calls()));
   }
   Add("server CPU of a load and its unload", 1e6 * load_seconds, "us");
+  Add("the same, of that with no other adapter", load_seconds / load_seconds_alone_, "x");
   Add("loads and unloads beside", Median(loads), "/s");
   Add("hot applies", Median(rates), "/s");
   AddLatency("hot applies", alone);
@@ -259,13 +263,16 @@ absl::Status FleetRun::HotTraffic() {
 
 absl::Status FleetRun::ListInPages(int64_t page_size) {
   std::vector<double> pages_ms;
+  const CoreWait core_wait;
   for (int listing = 0; listing < plan_.listings; ++listing) {
     size_t adapters = 0;
     std::string token;
     do {
       const absl::Time start = absl::Now();
+      const double waited = core_wait.Seconds();
       ASSIGN_OR_RETURN(const v1::ListAdaptersResponse page, fleet_.client().Page(page_size, token));
-      pages_ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start));
+      pages_ms.push_back(absl::ToDoubleMilliseconds(absl::Now() - start) -
+                         1e3 * (core_wait.Seconds() - waited));
       adapters += static_cast<size_t>(page.adapters_size());
       token = page.next_page_token();
     } while (!token.empty());

@@ -224,12 +224,13 @@ absl::StatusOr<ContentStore::Collected> ContentStore::Collect(
   absl::Status status;
   {
     absl::MutexLock moves(&moves_);
-    ASSIGN_OR_RETURN(const std::set<std::string> keys, Keys());
+    ASSIGN_OR_RETURN(std::set<std::string> keys, Keys());
     // In this order: what loses its last reference after this is in `wanted` when it has to be.
-    const std::set<std::string> referenced = References();
+    for (const std::string& key : References()) keys.erase(key);
+    if (keys.empty()) return Collected();  // to know what is wanted takes a look at every adapter
     const std::set<std::string> in_use = wanted();
     for (const std::string& key : keys) {
-      if (referenced.count(key) > 0 || in_use.count(key) > 0) continue;
+      if (in_use.count(key) > 0) continue;
       const std::string name = NextName();
       const int error = disk_->Rename(content_.get(), key, incoming_.get(), name);
       if (error == 0) moved.push_back(name);

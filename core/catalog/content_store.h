@@ -78,8 +78,9 @@ class ContentStore {
   };
 
   // Removes every content that is neither in `wanted()` nor kept by a StoredContent. `wanted` is
-  // called once while no content can arrive: what a StoredContent was let go for before the call
-  // must be in it by then. Fails with the first error; what it could remove is gone all the same.
+  // called while no content can arrive, once or, with nothing to remove, never: what a
+  // StoredContent was let go for before the call must be in it by then. Fails with the first error;
+  // what it could remove is gone all the same.
   absl::StatusOr<Collected> Collect(absl::FunctionRef<std::set<std::string>()> wanted)
       ABSL_LOCKS_EXCLUDED(moves_, mutex_);
 

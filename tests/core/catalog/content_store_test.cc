@@ -288,12 +288,33 @@ TEST_F(ContentStoreTest, TheLastReferenceCounts) {
 // A load that ends while a collection runs: whoever is asked what is wanted knows of it by then.
 TEST_F(ContentStoreTest, AReferenceThatGoesDuringACollectionStillProtects) {
   ASSERT_OK_AND_ASSIGN(StoredContent stored, Store(*store_, kFiles));
+  const std::string key = stored.key();
+  ASSERT_THAT(Store(*store_, {{"a", "of nobody"}}), IsOk());
   ASSERT_OK_AND_ASSIGN(const ContentStore::Collected collected, store_->Collect([&] {
     stored = StoredContent();
     return std::set<std::string>();
   }));
-  EXPECT_EQ(collected.contents, 0);
-  EXPECT_THAT(Contents(), Not(IsEmpty()));
+  EXPECT_EQ(stored.key(), "");
+  EXPECT_EQ(collected.contents, 1);
+  EXPECT_THAT(Contents(), Contains(Key(key)));
+}
+
+// Whoever knows what is wanted has to look at all there is.
+TEST_F(ContentStoreTest, NobodyIsAskedWhatIsWantedWhenNothingCouldGo) {
+  int asked = 0;
+  const auto ask = [&asked] {
+    ++asked;
+    return std::set<std::string>();
+  };
+  ASSERT_THAT(store_->Collect(ask), IsOk());
+  {
+    ASSERT_OK_AND_ASSIGN(const StoredContent stored, Store(*store_, kFiles));
+    ASSERT_THAT(store_->Collect(ask), IsOk());
+    EXPECT_EQ(asked, 0);
+  }
+  ASSERT_THAT(store_->Collect(ask), IsOk());
+  EXPECT_EQ(asked, 1);
+  EXPECT_THAT(Contents(), IsEmpty());
 }
 
 TEST_F(ContentStoreTest, UploadsAndCollectionsAtOnceLoseNothing) {
