@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 
 from adapters import Q0, delta_of, exact_adapter
-from harness import Server, ServerTest, apply_request, failure_of, merge_request, until
+from harness import Server, ServerTest, failure_of, merge_request, until
 from record_model import CONFIG, WEIGHTS, upload
 from tensors import array, from_proto
 from adapterd.v1 import adapter_pb2, projection_service_pb2

@@ -11,7 +11,7 @@ import unittest
 
 import numpy as np
 
-from harness import BINARY, PATIENCE, ServerTest, clean_environment, until
+from harness import BINARY, PATIENCE, ServerTest, clean_environment, find_tool, until
 from readme import fenced
 from record_model import WEIGHTS, State, answer_of, ask, upload, write_content
 from stubs import SOURCE_DIR
@@ -270,6 +270,10 @@ class KeptTest(RecordTest):
 
 class BackupTest(RecordTest):
     """Does what docs/operations.md says, as it says it."""
+
+    def setUp(self):
+        find_tool(self, "sqlite3")
+        super().setUp()
 
     def run_step(self, title, **environment):
         """Runs the block ```sh under the heading `title`."""

@@ -149,9 +149,14 @@ class UploadTest(StoreTest):
         call = gone.adapters.UploadAdapter.future(messages(), timeout=PATIENCE)
         with self.assertRaises(grpc.FutureCancelledError):
             call.result()
-        until(lambda: not any((self.data / "store/incoming").iterdir()), "the upload to be removed")
+        until(self.uploads_ended, "the server to be done with it")
         self.assertEqual(self.stored(), {})
         self.assertEqual(len(self.client.list().adapters), 0)
+
+    def uploads_ended(self):
+        return sum(value for (name, labels), value in self.server.metrics().items()
+                   if name == "grpc_server_handled_total" and
+                   ("grpc_method", "UploadAdapter") in labels)
 
     def test_a_killed_server_begins_without_what_was_half_there(self):
         def messages():
