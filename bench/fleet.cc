@@ -21,12 +21,12 @@ constexpr int kLoaders = 8;  // loads that are under way at one time
 constexpr char kJournal[] = "data";
 constexpr char kAdapters[] = "adapters";
 
-// What `threads` threads find, each with every so many-th index; the first error of any.
+// The same call on each of so many threads; the first error of any.
 template <typename Call>
 absl::Status OnThreads(size_t threads, Call call) {
   std::vector<absl::Status> results(threads);
   std::vector<std::thread> running;
-  for (size_t i = 0; i < threads; ++i) running.emplace_back([&, i] { results[i] = call(i); });
+  for (size_t i = 0; i < threads; ++i) running.emplace_back([&, i] { results[i] = call(); });
   for (std::thread& thread : running) thread.join();
   for (absl::Status& status : results) RETURN_IF_ERROR(status);
   return absl::OkStatus();
@@ -90,7 +90,7 @@ absl::StatusOr<int64_t> Fleet::MeasureOne() {
 
 absl::Status Fleet::LoadAll() {
   std::atomic<size_t> next = 0;
-  return OnThreads(kLoaders, [&](size_t) -> absl::Status {
+  return OnThreads(kLoaders, [&]() -> absl::Status {
     for (size_t i = next++; i < size_.adapters; i = next++) {
       RETURN_IF_ERROR(client_->Load(NameOf(i), NameOf(i)));
     }

@@ -51,7 +51,7 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
   app.footer(SuiteList());
   app.add_option("suite", arguments.suites, "suites to run")->check(CLI::IsMember(SuiteNames()));
   app.add_flag("--json", arguments.json, "one JSON object a line instead of tables");
-  app.add_flag("--quick", arguments.quick, "fewer repetitions: seconds instead of a minute");
+  app.add_flag("--quick", arguments.quick, "fewer repetitions: seconds instead of minutes");
   app.add_flag("--check", arguments.check, "exit with 1 when a bar is missed");
 }
 
