@@ -89,7 +89,7 @@ struct Operation {
   bool is_read = false;
   bool is_optional = false;  // its caller gave up: it may or may not have happened
   // Does it to a state; false when it could not have had its result there.
-  std::function<bool(State&)> step;
+  std::function<bool(State&)> step = nullptr;
 };
 
 // The states that may have come out when `history` began in one of `before`; none when no order of

@@ -303,9 +303,13 @@ TEST_P(RestorationTest, AReplaceMeanwhileIsWhatTheWaiterGets) {
   x().read_gate.AwaitVisitor();
   sources_.Put("x2", ContentOf("x2"));
   Started load = StartLoad(Replacing(Request("x", "x2")));
-  if (GetParam() > 1) EXPECT_THAT(load.pending.Wait(), IsOk());
+  if (GetParam() > 1) {
+    EXPECT_THAT(load.pending.Wait(), IsOk());
+  }
   x().read_gate.Open();
-  if (GetParam() == 1) EXPECT_THAT(load.pending.Wait(), IsOk());
+  if (GetParam() == 1) {
+    EXPECT_THAT(load.pending.Wait(), IsOk());
+  }
   ASSERT_OK_AND_ASSIGN(const Handles handles, waiting.pending.Wait());
   EXPECT_EQ(handles[0]->revision(), RevisionOf(GetParam() > 1 ? "x2" : "x"));
 }
