@@ -78,8 +78,7 @@ std::vector<Knob> Knobs() {
       {"data-dir", "/data", [](const O& o) { return o.data_dir == "/data"; }},
       {"max-upload-bytes", "2GiB", [](const O& o) { return o.max_upload_bytes == 2 * kGiB; }},
       {"threads", "5", [](const O& o) { return o.threads == 5; }},
-      {"watch-adapters", "/adapters",
-       [](const O& o) { return o.watch_adapters == "/adapters"; }},
+      {"watch-adapters", "/adapters", [](const O& o) { return o.watch_adapters == "/adapters"; }},
       {"load", "x=team:folder/x",
        [](const O& o) {
          return o.load.size() == 1 && o.load[0].first == "x" && o.load[0].second == "team:folder/x";

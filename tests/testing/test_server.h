@@ -180,7 +180,8 @@ class TestServer {
   // What /metrics would say.
   std::string MetricsText() {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry_);
-    for (auto& family : CollectServer(workers_, io_pool_, kernels_.isa())) more.push_back(std::move(family));
+    for (auto& family : CollectServer(workers_, io_pool_, kernels_.isa()))
+      more.push_back(std::move(family));
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics_.Text(more);
   }

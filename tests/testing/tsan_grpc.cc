@@ -1,7 +1,7 @@
-// Debian's gRPC hands calls from thread to thread by atomics that ThreadSanitizer does not see. Here
-// every call into gRPC's core, and every lock and allocation of its own, is made a meeting point:
-// whoever comes by sees all that was written before others did. That hides races between threads
-// that meet here, so what can be tested without gRPC is tested without it.
+// Debian's gRPC hands calls from thread to thread by atomics that ThreadSanitizer does not see.
+// Here every call into gRPC's core, and every lock and allocation of its own, is made a meeting
+// point: whoever comes by sees all that was written before others did. That hides races between
+// threads that meet here, so what can be tested without gRPC is tested without it.
 #ifdef __SANITIZE_THREAD__
 
 #include <dlfcn.h>
