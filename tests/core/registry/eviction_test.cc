@@ -192,7 +192,7 @@ TEST_P(EvictionTest, AKeptRevisionFromAnotherSourceGoesAndComesBack) {
   sources_.Put("x2", ContentOf("x2"));
   ASSERT_THAT(Load(Replacing(Request("x", "x2"))), IsOk());
   ASSERT_OK_AND_ASSIGN(const LoadResult y, LoadOwn("y"));
-  EXPECT_THAT(y.evicted, IsEmpty());  // the adapter itself stays
+  EXPECT_THAT(y.evicted, IsEmpty());              // the adapter itself stays
   EXPECT_EQ(StateOf("x"), AdapterState::kReady);  // the current one
   ASSERT_OK_AND_ASSIGN(const Handles handles, Acquire({{"x", RevisionOf("x")}}));
   EXPECT_EQ(handles[0]->revision(), RevisionOf("x"));
