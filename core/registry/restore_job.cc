@@ -147,10 +147,11 @@ bool AdapterRegistry::Park(const RecordPtr& record, int64_t bytes) {
   if (stopping_ || record->restoration->cancellation.IsCancelled()) return false;
   parked_.push_back(record);
   signal_->Want(true);
-  // Whoever let go before it was wanted told nobody.
+  // Whoever let go before it was wanted told nobody, and so did another name's equal content.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   const int64_t missing = bytes - (budget_->limit() - budget_->used());
-  if (missing <= 0 || !PlanEviction(missing, nullptr).empty()) SubmitParked();
+  const bool is_here = contents_.count(record->info->revision + record->info->derived_digest) > 0;
+  if (is_here || missing <= 0 || !PlanEviction(missing, nullptr).empty()) SubmitParked();
   return true;
 }
 
@@ -205,7 +206,7 @@ void AdapterRegistry::FinishRestoration(const RecordPtr& record, absl::StatusOr<
       if (waiting->answer) continue;
       if (record->lease != nullptr) waiting->gathered.push_back(record->lease);
       const bool is_transient = !loaded.ok() && record->error.ok();
-      if (is_transient && record->entry != nullptr) {
+      if (is_transient && record->entry != nullptr && !stopping_) {
         waiting->answer = loaded.status();
       } else if (waiting->missing.empty() || !loaded.ok()) {
         Resolve(waiting);  // finds all there; or FAILED, or another revision
