@@ -38,7 +38,9 @@ bool IsRejoinable(PeftTensorKind kind) {
 // The name as PEFT would write it.
 std::string Join(const PeftKey& key) {
   const bool is_bias = key.kind == PeftTensorKind::kLoraBias;
-  return fmt::format("base_model.model.{}.{}{}{}.{}", key.module,
+  std::string wrappers;
+  for (int i = 0; i < key.base_layers; ++i) wrappers += ".base_layer";
+  return fmt::format("base_model.model.{}{}.{}{}{}.{}", key.module, wrappers,
                      key.kind == PeftTensorKind::kLoraA ? "lora_A" : "lora_B",
                      key.adapter_name.empty() ? "" : ".", key.adapter_name,
                      is_bias ? "bias" : "weight");
@@ -48,6 +50,7 @@ void RequireSame(const PeftKey& key, const PeftKey& again, std::string_view prop
   Require(again.kind == key.kind, property);
   Require(again.module == key.module, property);
   Require(again.adapter_name == key.adapter_name, property);
+  Require(again.base_layers == key.base_layers, property);
 }
 
 void Run(std::string_view input) {
