@@ -1,6 +1,7 @@
 // ListAdapters: filters, pages, totals, and where a watch may start.
 #include "service/adapter_listing.h"
 
+#include <fmt/format.h>
 #include <grpcpp/grpcpp.h>
 
 #include <functional>
@@ -245,7 +246,7 @@ TEST_F(ListAdaptersTest, AllFiltersThatAreSetMustMatch) {
 
 TEST_F(ListAdaptersTest, PagesTogetherHoldEverythingOnce) {
   std::vector<std::string> all;
-  for (int i = 10; i < 35; ++i) all.push_back("a" + std::to_string(i));
+  for (int i = 10; i < 35; ++i) all.push_back(fmt::format("a{}", i));
   for (const std::string& name : all) Load(name);
   for (const int page_size : {1, 7, 24, 25, 26}) {
     Request request;
@@ -261,7 +262,7 @@ TEST_F(ListAdaptersTest, PagesOfFullAdaptersEndAtTheirBytes) {
   for (int i = 0; i < 4000; ++i) {
     modules.push_back({"model.layers." + std::to_string(i) + ".self_attn.q_proj"});
   }
-  for (int i = 0; i < 6; ++i) Load("a" + std::to_string(i), "base", {}, modules);
+  for (int i = 0; i < 6; ++i) Load(fmt::format("a{}", i), "base", {}, modules);
   Request request;
   request.set_view(v1::ADAPTER_VIEW_FULL);
   const v1::ListAdaptersResponse first = List(request);
@@ -316,7 +317,7 @@ TEST_F(ListAdaptersTest, ForgedTokensAreRefused) {
 }
 
 TEST_F(ListAdaptersTest, EverythingIsMoreThanAPage) {
-  for (int i = 0; i < 1001; ++i) Load("a" + std::to_string(10000 + i));
+  for (int i = 0; i < 1001; ++i) Load(fmt::format("a{}", 10000 + i));
   const std::vector<AdapterSnapshot> all = ListEverything(server_.registry());
   ASSERT_THAT(all, SizeIs(1001));
   EXPECT_EQ(all.front().name, "a10000");

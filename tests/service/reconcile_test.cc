@@ -1,6 +1,8 @@
 // ReconcileAdapters: plans, and what becomes of them.
 #include "service/reconcile.h"
 
+#include <fmt/format.h>
+
 #include "tests/service/fake_adapters_fixture.h"
 #include "tests/testing/pending.h"
 
@@ -181,7 +183,7 @@ TEST_F(ReconcileServiceTest, MemoryOfWhatGoesIsThereForWhatComes) {
 TEST_F(ReconcileServiceTest, ManyLoadsAreMade) {
   Request request;
   for (int i = 0; i < 300; ++i) {
-    const std::string name = "a" + std::to_string(1000 + i);
+    const std::string name = fmt::format("a{}", 1000 + i);
     Put(name);
     Want(request, name, name);
   }
@@ -217,7 +219,7 @@ TEST_F(ReconcileServiceTest, WrongSpecsAreRefusedBeforeAnythingIsDone) {
   Want(digest, "c", "one").set_expected_digest(std::string(64, 'F'));
   refuse(digest, "desired[1].expected_digest");
   Request many;
-  for (int i = 0; i <= kMaxDesired; ++i) Want(many, "a" + std::to_string(i), "one");
+  for (int i = 0; i <= kMaxDesired; ++i) Want(many, fmt::format("a{}", i), "one");
   refuse(many, "desired");
   EXPECT_THAT(Names(), ElementsAre("a"));
 }
@@ -235,7 +237,7 @@ TEST_F(ReconcileServiceTest, ADrainingServerOnlyPlans) {
 TEST_F(ReconcileServiceTest, ACallerThatLeavesTakesItsLoadsAlong) {
   Request request;
   for (int i = 0; i < 40; ++i) {
-    const std::string name = "a" + std::to_string(10 + i);
+    const std::string name = fmt::format("a{}", 10 + i);
     Put(name);
     sources_[name].read_gate.Close();
     Want(request, name, name);

@@ -1,4 +1,6 @@
 // WatchAdapters: every change once and in order, from any place that is remembered.
+#include <fmt/format.h>
+
 #include <set>
 #include <thread>
 
@@ -138,7 +140,7 @@ TEST_F(WatchTest, AWatchGoesOnWhereAnotherEnded) {
 
 TEST_F(WatchTest, FromAListingNothingIsMissedWhileLoadsGoOn) {
   std::thread loads([&] {
-    for (int i = 0; i < 60; ++i) Load("a" + std::to_string(100 + i), "one");
+    for (int i = 0; i < 60; ++i) Load(fmt::format("a{}", 100 + i), "one");
   });
   for (int round = 0; round < 5; ++round) {
     // The names of a listing in pages of three, and of the events after it, are all names.
@@ -214,11 +216,11 @@ TEST_F(WatchTest, ManyWatchersAreToldTheSame) {
   }
   Watch one_more(server_);
   EXPECT_THAT(one_more.Status(), IsRpcError(Reason::kOverloaded));
-  for (int i = 0; i < 5; ++i) Append("a" + std::to_string(i));
+  for (int i = 0; i < 5; ++i) Append(fmt::format("a{}", i));
   for (const auto& watch : watches) {
     const std::vector<v1::AdapterEvent> told = watch->Take(5);
     ASSERT_THAT(told, SizeIs(5));
-    for (int i = 0; i < 5; ++i) EXPECT_EQ(told[i].adapter().name(), "a" + std::to_string(i));
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(told[i].adapter().name(), fmt::format("a{}", i));
   }
   // When one leaves, another may come.
   watches.pop_back();

@@ -1,5 +1,6 @@
 #include "core/adapter/problems.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -98,7 +99,7 @@ TEST(ProblemListTest, ErrorsPushOutTheLatestWarnings) {
   ProblemList problems;
   problems.Add(Make(Severity::kError, "e0"));
   for (size_t i = 0; i + 1 < kMaxProblems; ++i) {
-    problems.Add(Make(Severity::kWarning, "w" + std::to_string(i)));
+    problems.Add(Make(Severity::kWarning, fmt::format("w{}", i)));
   }
   problems.Add(Make(Severity::kError, "e1"));
   problems.Add(Make(Severity::kError, "e2"));

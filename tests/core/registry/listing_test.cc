@@ -1,4 +1,6 @@
 // Listings, totals, and keys of stored content.
+#include <fmt/format.h>
+
 #include <thread>
 
 #include "tests/core/registry/registry_fixture.h"
@@ -118,7 +120,7 @@ TEST_P(ListingTest, PagesUnderChangeShowOnceWhatWasThereAllTheTime) {
   std::vector<AdapterRecord> records;
   for (int i = 0; i < kAdapters; ++i) {
     AdapterRecord record;
-    record.name = "n" + std::to_string(10000 + i);
+    record.name = fmt::format("n{}", 10000 + i);
     record.public_id = record.name;
     record.current.revision = RevisionOf(record.name);
     record.current.source.source = record.name;
@@ -129,8 +131,8 @@ TEST_P(ListingTest, PagesUnderChangeShowOnceWhatWasThereAllTheTime) {
   std::atomic<bool> done{false};
   std::thread changes([&] {
     for (int i = 1; !done; i = i % (kAdapters / 2) + 1) {  // every other one goes, some come
-      Unload(UnloadOf("n" + std::to_string(10000 + 2 * i - 1))).IgnoreError();
-      EXPECT_THAT(LoadOwn("n1" + std::to_string(i)), IsOk());
+      Unload(UnloadOf(fmt::format("n{}", 10000 + 2 * i - 1))).IgnoreError();
+      EXPECT_THAT(LoadOwn(fmt::format("n1{}", i)), IsOk());
     }
   });
   for (int round = 0; round < 3; ++round) {
@@ -146,7 +148,7 @@ TEST_P(ListingTest, PagesUnderChangeShowOnceWhatWasThereAllTheTime) {
     EXPECT_TRUE(std::is_sorted(names.begin(), names.end()));
     EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end());
     for (int i = 0; i < kAdapters; i += 2) {
-      EXPECT_TRUE(std::binary_search(names.begin(), names.end(), "n" + std::to_string(10000 + i)));
+      EXPECT_TRUE(std::binary_search(names.begin(), names.end(), fmt::format("n{}", 10000 + i)));
     }
   }
   done = true;

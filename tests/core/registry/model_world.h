@@ -2,6 +2,8 @@
 #ifndef ADAPTERD_TESTS_CORE_REGISTRY_MODEL_WORLD_H_
 #define ADAPTERD_TESTS_CORE_REGISTRY_MODEL_WORLD_H_
 
+#include <fmt/format.h>
+
 #include <atomic>
 #include <map>
 #include <memory>
@@ -74,8 +76,8 @@ class World {
     absl::StatusOr<T> value;
   };
 
-  static std::string NameOf(int name) { return "n" + std::to_string(name); }
-  static std::string AliasOf(int alias) { return "a" + std::to_string(alias); }
+  static std::string NameOf(int name) { return fmt::format("n{}", name); }
+  static std::string AliasOf(int alias) { return fmt::format("a{}", alias); }
   FakeContent ContentOf(int content, int64_t changed_ns) const;
   int64_t Bytes(int content) const { return unit_ << content; }
   std::string CheckBytes(const ListPage& page) const;
