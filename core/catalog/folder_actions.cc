@@ -9,15 +9,16 @@ namespace adapterd {
 FolderActions ActionsOf(AdapterRegistry& registry) {
   FolderActions actions;
   actions.load = [&registry](LoadRequest request, FolderActions::Done done) {
-    const auto ticket = registry.Load(
-        std::move(request), [done = std::move(done)](absl::StatusOr<LoadResult> result) mutable {
-          done(result.status());
-        });
+    const auto ticket =
+        registry.Load(std::move(request),
+                      [done = std::move(done)](const absl::StatusOr<LoadResult>& result) mutable {
+                        done(result.status());
+                      });
     return [&registry, ticket] { registry.Cancel(ticket); };
   };
   actions.unload = [&registry](UnloadRequest request, FolderActions::Done done) {
     registry.Unload(std::move(request),
-                    [done = std::move(done)](absl::StatusOr<UnloadResult> result) mutable {
+                    [done = std::move(done)](const absl::StatusOr<UnloadResult>& result) mutable {
                       done(result.status());
                     });
   };

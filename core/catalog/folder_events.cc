@@ -85,7 +85,7 @@ FolderEvents::Heard FolderEvents::Wait(absl::Duration timeout) {
 
 bool FolderEvents::DrainInotify() {
   bool changed = false;
-  alignas(inotify_event) std::array<char, 16 * 1024> buffer;
+  alignas(inotify_event) std::array<char, size_t{16} * 1024> buffer;
   for (;;) {
     const ssize_t size = read(inotify_.get(), buffer.data(), buffer.size());
     if (size <= 0) return changed;

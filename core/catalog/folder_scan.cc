@@ -52,7 +52,8 @@ class FingerprintMaker {
       : root_(root), path_(path), watchable_(watchable) {}
 
   void AddError(std::string_view name, const absl::Status& status) {
-    Line(fmt::format("{}:{} {}", name.size(), name, std::string(status.message())));
+    const std::string message(status.message());
+    Line(fmt::format("{}:{} {}", name.size(), name, message));
   }
 
   // `levels`: how many levels of folders below this one count, too.

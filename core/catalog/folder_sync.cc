@@ -54,7 +54,7 @@ void FolderSync::Scan(absl::Duration now, const std::set<std::string>& being_wri
   TakeEnded(now);
   const absl::Status status = Look(now, being_written);
   if (!status.ok() && unreadable_ != status.message()) {
-    unreadable_ = std::string(status.message());
+    unreadable_.assign(status.message().data(), status.message().size());
     Report(FolderEvent::Kind::kUnreadable, "", status);
   } else if (status.ok() && !unreadable_.empty()) {
     unreadable_.clear();
