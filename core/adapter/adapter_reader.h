@@ -23,9 +23,9 @@ namespace adapterd {
 struct SourceSpec {
   std::string source;                // below an adapter root
   std::string base_model;            // must equal the config's when both are set
-  std::string base_checkpoint = "";  // below a model root; empty: none
+  std::string base_checkpoint = {};  // below a model root; empty: none
   // Key of a folder in the content store, for what was uploaded; then `source` is empty.
-  std::string stored = "";
+  std::string stored = {};
   // True: `source` is below the folder of --watch-adapters instead, which no client can name.
   bool watched = false;
 

@@ -133,7 +133,7 @@ struct RegistryTotals {
 struct AdapterRef {
   std::string name;
   std::string revision;    // current or kept; empty: the alias's, or the current one
-  std::string alias = "";  // empty: none
+  std::string alias = {};  // empty: none
 };
 
 }  // namespace adapterd
