@@ -9,12 +9,6 @@
 namespace adapterd {
 namespace {
 
-absl::Status CannotServe(const std::string& name, const absl::Status& error) {
-  return Error(Reason::kAdapterFailed,
-               fmt::format("adapter \"{}\" cannot serve: {}", name, std::string(error.message())))
-      .With("adapter", name);
-}
-
 absl::Status IsDisabled(const std::string& name) {
   return Error(Reason::kAdapterDisabled, fmt::format("adapter \"{}\" is disabled", name))
       .With("adapter", name);
@@ -113,16 +107,18 @@ void AdapterRegistry::Resolve(const AcquisitionPtr& acquisition) {
     }
     uses.push_back(*std::move(use));
   }
-  a.wanted.clear();
-  bool all_here = true;
-  for (const Use& use : uses) {
-    if (use.record == nullptr) continue;
-    a.wanted.insert(use.record);
-    all_here = all_here && use.record->lease != nullptr;
-  }
+  const bool all_here = std::all_of(uses.begin(), uses.end(), [](const Use& use) {
+    return use.record == nullptr || use.record->lease != nullptr;
+  });
   if (all_here) {
     Grant(a, uses);
-  } else if (absl::Status room = CheckRoom(a.wanted); !room.ok()) {
+    return;
+  }
+  a.wanted.clear();
+  for (const Use& use : uses) {
+    if (use.record != nullptr) a.wanted.insert(use.record);
+  }
+  if (absl::Status room = CheckRoom(a.wanted); !room.ok()) {
     a.answer = std::move(room);
   } else if (a.wanted.size() == 1 || StandInLine(acquisition)) {
     BringBack(acquisition);
