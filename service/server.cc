@@ -36,6 +36,9 @@ constexpr absl::Duration kDrainNotice = absl::Milliseconds(200);
 // that time (gRPC's do so every 5 s), and lose nothing.
 constexpr absl::Duration kCloseTimeout = absl::Seconds(2);
 constexpr int kMaxStreamsPerConnection = 1024;
+// Of request and reply buffers that are kept for the next: enough for two weights of 4096 x 4096 in
+// BF16 on their way at once, in both directions.
+constexpr int64_t kMaxIdleBufferBytes = int64_t{128} << 20;
 // For watchers to be told, unless they do not read; also no more than half of the drain timeout.
 constexpr absl::Duration kWatchersTimeout = absl::Seconds(1);
 
@@ -166,7 +169,7 @@ class Server::Parts {
                       export_pool, info,
                       draining,    storage.content.get(),
                       collector,   options.max_upload_bytes},
-        data_plane{environment, registry, kernels, workers, admission},
+        data_plane{environment, registry, kernels, workers, admission, buffers},
         adapter_service(control_plane),
         projection_service(data_plane),
         merge_service(data_plane) {
@@ -188,6 +191,7 @@ class Server::Parts {
   ThreadPool io_pool;
   AdapterRegistry registry;
   Admission admission;
+  BufferPool buffers{kMaxIdleBufferBytes};
   RpcEnvironment environment;
   const v1::GetServerInfoResponse info;
   ThreadPool workers;
@@ -385,8 +389,12 @@ bool Server::Drain() {
   absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
   parts_->environment.open_calls.Close();
   const absl::Time cut = absl::Now() + std::min(kWatchersTimeout, (deadline - absl::Now()) / 2);
-  parts_->adapter_service.watchers().End();
-  if (!parts_->environment.open_calls.AwaitNone(cut)) parts_->adapter_service.watchers().Cut();
+  LongCalls* const long_calls[] = {&parts_->adapter_service.watchers(),
+                                   &parts_->projection_service.streams()};
+  for (LongCalls* calls : long_calls) calls->End();
+  if (!parts_->environment.open_calls.AwaitNone(cut)) {
+    for (LongCalls* calls : long_calls) calls->Cut();
+  }
   const bool clean = parts_->environment.open_calls.AwaitNone(deadline);
   // Not earlier: once told to shut down, gRPC closes a connection with its last call, and the reply
   // that the client has not read by then is lost. Without calls it waits for the client's word.

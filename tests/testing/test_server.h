@@ -70,7 +70,7 @@ class TestServer {
         control_plane_{
             environment_, registry_, io_pool_,       control_pool_, export_pool_,
             info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
-        data_plane_{environment_, registry_, kernels_, workers_, admission_},
+        data_plane_{environment_, registry_, kernels_, workers_, admission_, buffers_},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
         merge_service_(data_plane_) {
@@ -107,7 +107,7 @@ class TestServer {
   Metrics& metrics() { return metrics_; }
   std::atomic<bool>& draining() { return draining_; }
   ThreadPool& workers() { return workers_; }
-  Watchers& watchers() { return adapter_service_.watchers(); }
+  LongCalls& watchers() { return adapter_service_.watchers(); }
   // Lets no more calls in; true when all that were in have left within `patience`.
   bool AwaitNoCalls(absl::Duration patience) {
     environment_.open_calls.Close();
@@ -248,6 +248,7 @@ class TestServer {
   const std::unique_ptr<ContentStore> content_;
   AdapterRegistry registry_;
   Admission admission_;
+  BufferPool buffers_{int64_t{64} << 20};
   RpcEnvironment environment_;
   const v1::GetServerInfoResponse info_;
   ThreadPool workers_;
