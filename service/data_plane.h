@@ -2,6 +2,7 @@
 #ifndef ADAPTERD_SERVICE_DATA_PLANE_H_
 #define ADAPTERD_SERVICE_DATA_PLANE_H_
 
+#include "absl/time/time.h"
 #include "core/base/thread_pool.h"
 #include "core/compute/kernels.h"
 #include "core/registry/adapter_registry.h"
@@ -19,7 +20,13 @@ struct DataPlane {
   ThreadPool& workers;
   Admission& admission;
   BufferPool& buffers;  // of tensors in requests and replies
+  // Work that takes about kShortWork here, in FLOPs: requests of so much or less are computed where
+  // they arrive, on gRPC's thread, because to wake a worker takes longer than they do.
+  int64_t short_flops = 0;
 };
+
+// More would hold up the health checks, which are answered on the same threads.
+inline constexpr absl::Duration kShortWork = absl::Microseconds(50);
 
 }  // namespace adapterd
 

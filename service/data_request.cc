@@ -55,7 +55,7 @@ void DataRequest::Wait(Needs needs) {
 void DataRequest::Enqueue(absl::AnyInvocable<void()> step) {
   plane_.workers.Submit(
       [self = shared_from_this(), step = std::move(step), submitted = absl::Now()]() mutable {
-        self->Queued(absl::Now() - submitted);
+        self->queued_ += absl::Now() - submitted;
         if (const absl::Status wanted = self->CheckWanted(); !wanted.ok()) {
           step = nullptr;  // lets go of what it holds before the answer
           return self->Answer(wanted);
@@ -73,7 +73,7 @@ void DataRequest::Proceed(Handles handles, Place place) {
     return absl::OkStatus();
   });
   if (!prepared.ok()) return Answer(prepared);
-  if (place == Place::kWorker || flops <= kShortRequestFlops) return Finish();
+  if (place == Place::kWorker || flops <= plane_.short_flops) return Finish();
   Enqueue([this] { Finish(); });
 }
 

@@ -17,11 +17,9 @@
 
 namespace adapterd {
 
-// Short requests are worked on where they arrive, on gRPC's thread: to wake a worker takes longer
-// than they do. Longer ones would hold up the health checks that are answered there. At the rates
-// of a CPU with AVX-512 both limits stand for about 50 us.
+// Requests up to this size are parsed on gRPC's thread; to copy more of them takes longer than to
+// wake a worker.
 inline constexpr int64_t kShortRequestBytes = 192 << 10;
-inline constexpr int64_t kShortRequestFlops = 6'000'000;
 
 // Admitted -> parsed -> has its adapters -> prepared -> computed -> answered, each once, or answered
 // with the first error. It waits for adapters that are loading without holding a thread.
@@ -55,12 +53,11 @@ class DataRequest : public std::enable_shared_from_this<DataRequest> {
   virtual absl::Status Compute() = 0;
   // The last step. Lets go of everything first: see Release.
   virtual void Answer(const absl::Status& status) = 0;
-  // How long it waited for a worker.
-  virtual void Queued(absl::Duration) {}
-
   DataPlane& plane() { return plane_; }
   const Cancellation& cancellation() const { return cancellation_; }
   const std::vector<AdapterHandle>& handles() const { return handles_; }
+  // How long it has waited for workers.
+  absl::Duration queued() const { return queued_; }
   // Takes room for the reply.
   absl::Status Grow(int64_t bytes) { return admitted_.Grow(bytes); }
   // Lets go of adapters and admission, so that a client which has its answer finds them free.
@@ -81,6 +78,7 @@ class DataRequest : public std::enable_shared_from_this<DataRequest> {
   DataPlane& plane_;
   const absl::Time deadline_;
   Cancellation cancellation_;
+  absl::Duration queued_;
   Admission::Ticket admitted_;
   std::vector<AdapterHandle> handles_;
 

@@ -100,6 +100,7 @@ absl::Status ProjectionRequest::Compute() {
   RETURN_IF_ERROR(ApplyProjection(plane().kernels, plane().workers, plan_.Input(), targets_,
                                   cancellation()));
   const absl::Time computed = absl::Now();
+  metrics.Apply(ApplyStage::kQueue, queued());
   metrics.Apply(ApplyStage::kCompute, computed - start);
   for (TensorWriter& writer : writers_) writer.Finish(response_.payloads);
   AddUses(plan_.adapters.refs(), handles(), used_, *response_.message.mutable_adapters());
@@ -119,10 +120,6 @@ void ProjectionRequest::Answer(const absl::Status& status) {
   }
   read_ = nullptr;  // both hold the call, which holds this
   done_ = nullptr;
-}
-
-void ProjectionRequest::Queued(absl::Duration duration) {
-  plane().environment.metrics.Apply(ApplyStage::kQueue, duration);
 }
 
 }  // namespace adapterd

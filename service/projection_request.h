@@ -30,7 +30,6 @@ class ProjectionRequest final : public DataRequest {
   absl::StatusOr<int64_t> Prepare(const std::vector<AdapterHandle>& handles) override;
   absl::Status Compute() override;
   void Answer(const absl::Status& status) override;
-  void Queued(absl::Duration duration) override;
 
   Shape OutputShape(const ResolvedProjection& resolved) const;
   absl::StatusOr<int64_t> OutputBytes(const std::vector<ResolvedProjection>& resolved) const;

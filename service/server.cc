@@ -21,6 +21,7 @@
 #include "service/collectors.h"
 #include "service/folder_mode.h"
 #include "service/projection_plan.h"
+#include "service/short_work.h"
 
 namespace adapterd {
 namespace {
@@ -250,7 +251,7 @@ AdminPages Server::Parts::MakePages() {
   pages.ready = [this] { return ready && !draining; };
   pages.metrics = [this] {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry);
-    for (auto& family : CollectServer(workers, io_pool, info.isa()))
+    for (auto& family : CollectServer(workers, io_pool, buffers, info.isa()))
       more.push_back(std::move(family));
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics.Text(more);
@@ -346,6 +347,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }
   ASSIGN_OR_RETURN(Storage storage, Storage::Open(options));
   std::unique_ptr<Server> server(new Server(std::make_unique<Parts>(options, std::move(storage))));
+  ASSIGN_OR_RETURN(server->parts_->data_plane.short_flops,
+                   MeasureShortFlops(server->parts_->kernels));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
   RETURN_IF_ERROR(server->parts_->LoadFolder());
@@ -360,6 +363,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                               {"threads", int64_t{options.threads}},
                               {"memory_budget_bytes", options.memory_budget_bytes},
                               {"isa", server->parts_->kernels.isa()},
+                              {"short_flops", server->parts_->data_plane.short_flops},
                               {"onednn", Kernels::OneDnnVersion()}});
   return server;
 }
