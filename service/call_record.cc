@@ -63,9 +63,8 @@ absl::Status CallRecord::Admit() const {
 
 absl::Status RpcEnvironment::CheckMessageSize(const char* what, int64_t bytes) const {
   if (bytes <= max_message_bytes) return absl::OkStatus();
-  return Error(Reason::kMessageTooLarge,
-               fmt::format("the {} has {} bytes, over the limit of {}", what, bytes,
-                           max_message_bytes))
+  return Error(Reason::kMessageTooLarge, fmt::format("the {} has {} bytes, over the limit of {}",
+                                                     what, bytes, max_message_bytes))
       .With("expected", max_message_bytes)
       .With("actual", bytes);
 }

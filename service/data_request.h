@@ -21,8 +21,8 @@ namespace adapterd {
 // wake a worker.
 inline constexpr int64_t kShortRequestBytes = 192 << 10;
 
-// Admitted -> parsed -> has its adapters -> prepared -> computed -> answered, each once, or answered
-// with the first error. It waits for adapters that are loading without holding a thread.
+// Admitted -> parsed -> has its adapters -> prepared -> computed -> answered, each once, or
+// answered with the first error. It waits for adapters that are loading without holding a thread.
 //
 // Threads: the steps run one after the other, on gRPC's thread or on workers. Cancel from any.
 // Shared by whoever may cancel it and by what it waits for.

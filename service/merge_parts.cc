@@ -121,8 +121,9 @@ absl::StatusOr<std::vector<MergePart>> ResolveMerge(const MergePlan& plan,
   return parts;
 }
 
-absl::StatusOr<MergeInput> ReadMergeInput(const MergePlan& plan, const std::vector<MergePart>& parts,
-                                     const WeightMatrix& matrix) {
+absl::StatusOr<MergeInput> ReadMergeInput(const MergePlan& plan,
+                                          const std::vector<MergePart>& parts,
+                                          const WeightMatrix& matrix) {
   MergeInput input;
   input.options.layout = matrix.layout;
   input.options.allow_non_finite = plan.allow_non_finite;

@@ -47,8 +47,8 @@ struct MergeInput {
   MergeOptions options;
 };
 
-// The parts of all adapters that target the module, which are marked `used`. Views plan and handles,
-// one for each of the plan's references.
+// The parts of all adapters that target the module, which are marked `used`. Views plan and
+// handles, one for each of the plan's references.
 absl::StatusOr<std::vector<MergePart>> ResolveMerge(const MergePlan& plan,
                                                     const std::vector<AdapterHandle>& handles,
                                                     std::vector<bool>& used);

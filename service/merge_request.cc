@@ -96,10 +96,9 @@ absl::Status MergeRequest::Compute() {
   TensorWriter writer(*response_.message.mutable_weight(), dtype, plan_.weight.shape(),
                       plan_.weight.readable(), std::move(memory));
   const absl::Time start = absl::Now();
-  ASSIGN_OR_RETURN(
-      const MergeStats stats,
-      MergeWeight(plane().kernels, plane().workers, weight, input.terms, input.options,
-                  {dtype, weight.rows, weight.cols, writer.data()}, cancellation()));
+  ASSIGN_OR_RETURN(const MergeStats stats,
+                   MergeWeight(plane().kernels, plane().workers, weight, input.terms, input.options,
+                               {dtype, weight.rows, weight.cols, writer.data()}, cancellation()));
   plane().environment.metrics.Merge(absl::Now() - start, weight.bytes());
   writer.Finish(response_.payloads);
   FillStats(stats, *response_.message.mutable_stats());

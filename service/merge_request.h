@@ -37,7 +37,7 @@ class MergeRequest final : public DataRequest {
   Read read_;
   Done done_;
   Request request_;
-  MergePlan plan_;  // views request_
+  MergePlan plan_;          // views request_
   std::vector<bool> used_;  // of the plan's references
   std::vector<MergePart> parts_;
   WeightMatrix matrix_;

@@ -15,7 +15,7 @@ using google::protobuf::internal::WireFormatLite;
 
 // One field of a message that our own serializer wrote.
 struct WireField {
-  std::string_view tag;      // its bytes
+  std::string_view tag;  // its bytes
   int number = 0;
   bool delimited = false;
   std::string_view content;  // without the length that precedes it
@@ -105,8 +105,7 @@ class Joiner {
     size_t bytes = 0;
     for (std::string_view in = field.content; !in.empty();) {
       const WireField inner = TakeField(in);
-      const size_t content =
-          inner.delimited ? JoinedBytes(*below, inner) : inner.content.size();
+      const size_t content = inner.delimited ? JoinedBytes(*below, inner) : inner.content.size();
       bytes += inner.tag.size() + content + (inner.delimited ? VarintBytes(content) : 0);
     }
     return bytes;

@@ -116,8 +116,8 @@ absl::Status ReadModule(const Request& request, int i, ProjectionPlan& plan) {
   module.output_dtype = plan.input_dtype();
   if (projection.has_base_output()) {
     const std::string field = prefix + ".base_output";
-    ASSIGN_OR_RETURN(module.base_output, FloatTensor::Read(projection.base_output(),
-                                                           request.payloads, field));
+    ASSIGN_OR_RETURN(module.base_output,
+                     FloatTensor::Read(projection.base_output(), request.payloads, field));
     RETURN_IF_ERROR(CheckBaseShape(*module.base_output, field, plan));
     module.output_dtype = module.base_output->dtype();
   }

@@ -79,8 +79,7 @@ absl::Status ProjectionRequest::AddOutput(const ProjectionPlan::Module& module,
   v1::ProjectionOutput& output = *response_.message.add_outputs();
   int32_t applied = 0;
   ProjectionTarget& target = targets_.emplace_back();
-  ASSIGN_OR_RETURN(target.segments,
-                   ResolveSegments(plan_, module.field, resolved, used_, applied));
+  ASSIGN_OR_RETURN(target.segments, ResolveSegments(plan_, module.field, resolved, used_, applied));
   output.set_applied(applied);
   output.set_path(resolved.path);
   writers_.emplace_back(*output.mutable_output(), module.output_dtype, OutputShape(resolved),
@@ -97,8 +96,8 @@ absl::Status ProjectionRequest::AddOutput(const ProjectionPlan::Module& module,
 absl::Status ProjectionRequest::Compute() {
   Metrics& metrics = plane().environment.metrics;
   const absl::Time start = absl::Now();
-  RETURN_IF_ERROR(ApplyProjection(plane().kernels, plane().workers, plan_.Input(), targets_,
-                                  cancellation()));
+  RETURN_IF_ERROR(
+      ApplyProjection(plane().kernels, plane().workers, plan_.Input(), targets_, cancellation()));
   const absl::Time computed = absl::Now();
   metrics.Apply(ApplyStage::kQueue, queued());
   metrics.Apply(ApplyStage::kCompute, computed - start);

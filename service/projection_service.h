@@ -9,10 +9,9 @@
 namespace adapterd {
 
 // Messages come and go as raw buffers (tensor_message.h); the wire format is that of the .proto.
-class ProjectionService final
-    : public v1::ProjectionService::WithRawCallbackMethod_ApplyProjection<
-          v1::ProjectionService::WithRawCallbackMethod_StreamProjections<
-              v1::ProjectionService::Service>> {
+class ProjectionService final : public v1::ProjectionService::WithRawCallbackMethod_ApplyProjection<
+                                    v1::ProjectionService::WithRawCallbackMethod_StreamProjections<
+                                        v1::ProjectionService::Service>> {
  public:
   explicit ProjectionService(DataPlane& plane);
 

@@ -39,8 +39,7 @@ ProjectionStream::ProjectionStream(DataPlane& plane, LongCalls& streams, RpcMetr
 std::shared_ptr<ProjectionStream> ProjectionStream::Start(DataPlane& plane, LongCalls& streams,
                                                           RpcMetrics& metrics,
                                                           grpc::CallbackServerContext* context) {
-  std::shared_ptr<ProjectionStream> stream(
-      new ProjectionStream(plane, streams, metrics, context));
+  std::shared_ptr<ProjectionStream> stream(new ProjectionStream(plane, streams, metrics, context));
   stream->self_ = stream;
   if (const absl::Status status = stream->Begin(); !status.ok()) stream->End(status);
   stream->Step();
@@ -73,8 +72,8 @@ absl::Status ProjectionStream::Take() {
   RETURN_IF_ERROR(message.Split(incoming_, plane_.buffers));
   incoming_.Clear();
   slot->request_id = message.message.request_id();
-  auto read = [this, bytes, message = std::move(message)](
-                  ProjectionRequest::Request& request) mutable {
+  auto read = [this, bytes,
+               message = std::move(message)](ProjectionRequest::Request& request) mutable {
     request.message = std::move(*message.message.mutable_request());
     request.payloads = std::move(message.payloads);
     return plane_.environment.CheckMessageSize("message", bytes);

@@ -73,12 +73,12 @@ class ProjectionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   std::deque<std::shared_ptr<Slot>> slots_ ABSL_GUARDED_BY(mutex_);  // in the order of requests
   grpc::ByteBuffer outgoing_;                                        // constant while writing_
   int64_t written_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  absl::Status end_ ABSL_GUARDED_BY(mutex_);          // not OK: what it is to end with
+  absl::Status end_ ABSL_GUARDED_BY(mutex_);  // not OK: what it is to end with
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;  // the client sends no more
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;
-  bool cutting_ ABSL_GUARDED_BY(mutex_) = false;      // context_ is in use
+  bool cutting_ ABSL_GUARDED_BY(mutex_) = false;  // context_ is in use
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

@@ -11,7 +11,8 @@ namespace adapterd {
 
 // DataPlane::short_flops: what this thread computes in kShortWork, measured on a projection of 16
 // rows in F32, the slower of the two types, whose operands are in the cache. Takes a few
-// milliseconds. Between kMinShortFlops and kMaxShortFlops, whatever else the machine does meanwhile.
+// milliseconds. Between kMinShortFlops and kMaxShortFlops, whatever else the machine does
+// meanwhile.
 absl::StatusOr<int64_t> MeasureShortFlops(const Kernels& kernels);
 
 inline constexpr int64_t kMinShortFlops = 1'000'000;

@@ -20,8 +20,7 @@ class FloatTensor {
   // `field` is what errors call it: "input", "projections[1].base_output". Errors: INVALID_FIELD
   // (no or two contents, no dtype with data), SHAPE_MISMATCH, UNSUPPORTED_DTYPE (integers,
   // unknown).
-  static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message,
-                                          const TensorPayloads& payloads,
+  static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message, const TensorPayloads& payloads,
                                           const std::string& field);
 
   DType dtype() const { return dtype_; }

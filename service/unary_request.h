@@ -12,7 +12,8 @@
 
 namespace adapterd {
 
-// Starts a Job (ProjectionRequest, MergeRequest) for what the client sent; its answer ends the call.
+// Starts a Job (ProjectionRequest, MergeRequest) for what the client sent; its answer ends the
+// call.
 template <typename Job>
 grpc::ServerUnaryReactor* StartUnary(DataPlane& plane, RpcMetrics& metrics,
                                      grpc::CallbackServerContext* context,

@@ -102,8 +102,8 @@ class AdapterRegistry {
   TicketPtr Acquire(std::vector<AdapterRef> refs, bool skip_disabled,
                     Done<std::vector<AdapterHandle>> done) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // The same when that needs no waiting: nullopt otherwise. Costs a short lock and no allocation but
-  // for the handles.
+  // The same when that needs no waiting: nullopt otherwise. Costs a short lock and no allocation
+  // but for the handles.
   std::optional<absl::StatusOr<std::vector<AdapterHandle>>> AcquireNow(
       const std::vector<AdapterRef>& refs, bool skip_disabled) ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -21,8 +21,8 @@ class BufferPool {
   explicit BufferPool(int64_t max_idle_bytes);
   ~BufferPool();
 
-  // `size` uninitialised bytes on a 64-byte boundary, at most a quarter of them wasted above 16 KiB.
-  // May outlive the pool. Throws std::bad_alloc.
+  // `size` uninitialised bytes on a 64-byte boundary, at most a quarter of them wasted above 16
+  // KiB. May outlive the pool. Throws std::bad_alloc.
   PooledBuffer Take(size_t size);
 
   int64_t idle_bytes() const;

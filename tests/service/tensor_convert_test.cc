@@ -79,16 +79,14 @@ TEST_F(TensorConvertTest, AMovedTensorKeepsItsRoundedValues) {
 TEST_F(TensorConvertTest, AShapeWithoutElementsNeedsNoContent) {
   for (const std::vector<int64_t>& shape :
        {std::vector<int64_t>{0}, std::vector<int64_t>{5, 0}, std::vector<int64_t>{0, 1 << 30}}) {
-    ASSERT_OK_AND_ASSIGN(const FloatTensor tensor,
-                         ReadFloats(EmptyTensor(DType::kF16, shape)));
+    ASSERT_OK_AND_ASSIGN(const FloatTensor tensor, ReadFloats(EmptyTensor(DType::kF16, shape)));
     EXPECT_EQ(*ElementCount(tensor.shape()), 0);
     EXPECT_FALSE(tensor.readable());
   }
 }
 
 TEST_F(TensorConvertTest, AScalarHasOneElement) {
-  ASSERT_OK_AND_ASSIGN(const FloatTensor tensor,
-                       ReadFloats(DataTensor(DType::kF32, {}, {7})));
+  ASSERT_OK_AND_ASSIGN(const FloatTensor tensor, ReadFloats(DataTensor(DType::kF32, {}, {7})));
   EXPECT_TRUE(tensor.shape().empty());
 }
 
@@ -136,11 +134,9 @@ TEST_F(TensorConvertTest, IdsComeInEveryForm) {
   }
   EXPECT_FALSE(HoldsIntegers(DataTensor(DType::kF32, {1}, {1})));
   EXPECT_FALSE(HoldsIntegers(ReadableTensor(DType::kF16, {1}, {1})));
-  ASSERT_OK_AND_ASSIGN(const IdTensor scalar,
-                       ReadIds(IdsMessage(v1::DATA_TYPE_I64, {}, {3})));
+  ASSERT_OK_AND_ASSIGN(const IdTensor scalar, ReadIds(IdsMessage(v1::DATA_TYPE_I64, {}, {3})));
   EXPECT_TRUE(scalar.shape().empty());
-  ASSERT_OK_AND_ASSIGN(const IdTensor none,
-                       ReadIds(IdsMessage(v1::DATA_TYPE_I64, {0}, {})));
+  ASSERT_OK_AND_ASSIGN(const IdTensor none, ReadIds(IdsMessage(v1::DATA_TYPE_I64, {0}, {})));
   EXPECT_TRUE(none.values().empty());
 }
 

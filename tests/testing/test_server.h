@@ -40,7 +40,7 @@ struct TestServerOptions {
   int io_threads = 2;
   size_t keep_revisions = 0;
   int64_t short_flops = 6'000'000;  // 0: all work goes through the queue
-  AdapterOpener opener;  // empty: reads what is below dir()
+  AdapterOpener opener;             // empty: reads what is below dir()
 };
 
 // An answer as a client gets it.
@@ -71,8 +71,8 @@ class TestServer {
         control_plane_{
             environment_, registry_, io_pool_,       control_pool_, export_pool_,
             info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
-        data_plane_{environment_, registry_, kernels_, workers_, admission_, buffers_,
-                    options.short_flops},
+        data_plane_{environment_, registry_, kernels_,           workers_,
+                    admission_,   buffers_,  options.short_flops},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
         merge_service_(data_plane_) {
