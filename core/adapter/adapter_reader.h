@@ -46,7 +46,7 @@ class ModuleSink {
 
   // Once for each module of the manifest, in no order, from several threads at once. Moves out what
   // it keeps; the memory of what it leaves is used again.
-  virtual absl::Status Take(size_t module, ModuleTensors&& tensors) = 0;
+  virtual absl::Status Take(size_t module, ModuleTensors& tensors) = 0;
 };
 
 // A base checkpoint, and where in it the adapter's modules lie.

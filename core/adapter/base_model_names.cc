@@ -104,7 +104,8 @@ std::vector<const CheckpointTensor*> BaseNames::Find(std::string_view path,
   // A path of one component has no prefix that could be left out.
   if (!TailOf(path).empty()) add(checkpoint_.Find(TailOf(name)));
   const auto less = [](const auto& entry, std::string_view tail) { return entry.first < tail; };
-  for (auto it = std::lower_bound(tails_.begin(), tails_.end(), std::string_view(name), less);
+  const std::string_view wanted = name;
+  for (auto it = std::lower_bound(tails_.begin(), tails_.end(), wanted, less);
        it != tails_.end() && it->first == name && found.size() < kMaxMatches; ++it) {
     add(it->second);
   }

@@ -60,7 +60,8 @@ absl::StatusOr<std::vector<std::string>> TargetedParameters(
   for (const std::string& target : target_parameters) {
     const size_t dot = target.rfind('.');
     if (dot == std::string::npos) continue;
-    const std::string_view owner = std::string_view(target).substr(0, dot);
+    std::string_view owner = target;
+    owner = owner.substr(0, dot);
     const bool is_owner = module == owner || (module.ends_with(owner) &&
                                               module[module.size() - owner.size() - 1] == '.');
     if (!is_owner) continue;

@@ -133,7 +133,7 @@ absl::Status PeftReader::ReadModule(size_t module, const Cancellation& cancellat
   }
   ModuleTensors tensors = FoldTensors(method_, manifest_->modules[module], planned.swapped,
                                       std::move(stored), projections_);
-  RETURN_IF_ERROR(sink.Take(module, std::move(tensors)));
+  RETURN_IF_ERROR(sink.Take(module, tensors));
   spares.Give(std::move(tensors.lora_b).Release());
   spares.Give(std::move(tensors.lora_a).Release());
   return absl::OkStatus();

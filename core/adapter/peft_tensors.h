@@ -48,10 +48,10 @@ struct PeftTensors {
 struct TensorProblem {
   Reason reason = Reason::kInvalidAdapter;
   const SafetensorsEntry* tensor = nullptr;
-  std::string_view module = "";
-  std::string what = "";  // goes on from "tensor X in FILE"
-  std::string expected = "";
-  std::string actual = "";
+  std::string_view module = {};
+  std::string what = {};  // goes on from "tensor X in FILE"
+  std::string expected = {};
+  std::string actual = {};
 };
 void Report(std::string_view file, TensorProblem problem, ProblemList& problems);
 

@@ -39,7 +39,7 @@ std::string Sha256::FinishHex() {
   EVP_DigestFinal_ex(context_.get(), digest.data(), &size);
   static constexpr char kHex[] = "0123456789abcdef";
   std::string out;
-  out.reserve(2 * size);
+  out.reserve(size_t{2} * size);
   for (unsigned int i = 0; i < size; ++i) {
     out.push_back(kHex[digest[i] >> 4]);
     out.push_back(kHex[digest[i] & 15]);

@@ -133,8 +133,7 @@ absl::StatusOr<SafetensorsLayout> LayOutSafetensors(
 absl::StatusOr<std::string> SerializeSafetensors(
     const std::vector<SafetensorsTensor>& tensors,
     const std::map<std::string, std::string>& metadata) {
-  std::vector<SafetensorsSpec> specs;
-  for (const SafetensorsTensor& tensor : tensors) specs.push_back(tensor);
+  const std::vector<SafetensorsSpec> specs(tensors.begin(), tensors.end());
   ASSIGN_OR_RETURN(SafetensorsLayout layout, LayOutSafetensors(specs, metadata));
   for (const SafetensorsTensor& tensor : tensors) {
     const auto bytes = ByteCount(tensor.dtype, tensor.shape);

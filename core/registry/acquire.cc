@@ -23,7 +23,8 @@ AdapterRegistry::TicketPtr AdapterRegistry::Acquire(std::vector<AdapterRef> refs
   acquisition->refs = std::move(refs);
   acquisition->disabled = skip_disabled ? Disabled::kSkip : Disabled::kRefuse;
   acquisition->done = std::move(done);
-  const auto ticket = acquisition->ticket = std::make_shared<Ticket>();
+  auto ticket = std::make_shared<Ticket>();
+  acquisition->ticket = ticket;
   ticket->acquisition = acquisition;
   TryAcquire(acquisition);
   return ticket;

@@ -43,7 +43,7 @@ AdapterBuilder::AdapterBuilder(const Kernels& kernels, std::shared_ptr<MemoryBud
       adapter_(new LoadedAdapter(kernels, std::move(budget), std::move(manifest),
                                  std::move(reservation))) {}
 
-absl::Status AdapterBuilder::Take(size_t module, ModuleTensors&& tensors) {
+absl::Status AdapterBuilder::Take(size_t module, ModuleTensors& tensors) {
   const ModuleInfo& info = adapter_->manifest().modules[module];
   // Experts lie one after the other; a convolution's kernel counts as columns.
   const MatrixView all_a = {tensors.lora_a.dtype(), info.pairs() * info.rank, info.columns(),

@@ -24,7 +24,7 @@ class AdapterBuilder : public ModuleSink {
                  std::shared_ptr<const AdapterManifest> manifest, Reservation reservation);
 
   // Packs the form that inputs of the factors' own dtype need; the factors are then let go.
-  absl::Status Take(size_t module, ModuleTensors&& tensors) override;
+  absl::Status Take(size_t module, ModuleTensors& tensors) override;
 
   // What only the base model tells: its embedding scale, and for DoRA the norms of its weights,
   // which are streamed and not kept, and its biases. After the last Take.

@@ -240,8 +240,8 @@ AdapterSnapshot AdapterRegistry::SnapshotOf(const Entry& entry) const {
   snapshot.digest = {info->revision, info->weights_sha256};
   snapshot.warnings = info->warnings;
   if (!entry.failure.ok()) {
-    snapshot.warnings.push_back("what is in the folder now cannot be loaded: " +
-                                std::string(entry.failure.message()));
+    const std::string why(entry.failure.message());
+    snapshot.warnings.push_back("what is in the folder now cannot be loaded: " + why);
   }
   snapshot.load_time = info->load_time;
   snapshot.load_duration = info->load_duration;

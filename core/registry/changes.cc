@@ -66,6 +66,7 @@ void AdapterRegistry::Retire(Entry& entry, Record& record, Leases& dropped) {
 
 void AdapterRegistry::Apply(Entry& entry, State next, AdapterEventType event, Leases& dropped) {
   const auto count = [&](int sign) {
+    mutex_.AssertHeld();
     if (entry.state.current == nullptr) return;
     parameters_ += sign * entry.state.current->info->description.parameter_count;
     if (entry.state.current->lease != nullptr) resident_ += sign;
@@ -255,7 +256,8 @@ AdapterRegistry::TicketPtr AdapterRegistry::Rollback(std::string name, std::stri
   auto acquisition = std::make_shared<Acquisition>();
   acquisition->refs = {{name, revision}};
   acquisition->disabled = Disabled::kTake;
-  const auto ticket = acquisition->ticket = std::make_shared<Ticket>();
+  auto ticket = std::make_shared<Ticket>();
+  acquisition->ticket = ticket;
   ticket->acquisition = acquisition;
   // In memory first, and held there until it is current.
   acquisition->done = [this, name, revision, done = std::move(done),
@@ -375,8 +377,9 @@ void AdapterRegistry::RunUnload(const JobPtr& job, const UnloadRequest& request,
     Remove(request.name, leases, reading);
     const size_t pending = leases.size() + reading.size();
     at_once = !request.wait || pending == 0;
-    counter = std::make_shared<FreeCounter>(static_cast<int>(pending),
-                                            at_once ? Done<UnloadResult>() : std::move(done));
+    Done<UnloadResult> when_freed;
+    if (!at_once) std::swap(when_freed, done);
+    counter = std::make_shared<FreeCounter>(static_cast<int>(pending), std::move(when_freed));
     for (const auto& restoration : reading) {
       restoration->ended.emplace_back([counter] { counter->Freed(0); });
     }

@@ -162,8 +162,8 @@ inline absl::Status RevisionMismatch(const std::string& name, const std::string&
 }
 
 inline absl::Status CannotServe(const std::string& name, const absl::Status& error) {
-  return Error(Reason::kAdapterFailed,
-               fmt::format("adapter \"{}\" cannot serve: {}", name, std::string(error.message())))
+  const std::string why(error.message());
+  return Error(Reason::kAdapterFailed, fmt::format("adapter \"{}\" cannot serve: {}", name, why))
       .With("adapter", name);
 }
 

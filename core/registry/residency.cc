@@ -86,8 +86,9 @@ absl::Status AdapterRegistry::CheckRoom(const std::set<RecordPtr>& wanted) const
   }
   int64_t others = 0;
   for (const Content* content : by_use_) {
-    if (Keeps(*content) && keys.count(content->key) == 0)
+    if (Keeps(*content) && keys.count(content->key) == 0) {
       others += content->loaded().memory_bytes();
+    }
   }
   const int64_t limit = budget_->limit();
   if (needed <= limit - others) return absl::OkStatus();

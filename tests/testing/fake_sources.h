@@ -190,7 +190,8 @@ class FakeReader final : public AdapterReader {
     (sink != nullptr ? source_.read_gate : source_.digest_gate).Pass();
     RETURN_IF_ERROR(Check(cancellation, problems));
     for (size_t i = 0; sink != nullptr && i < content_.modules.size(); ++i) {
-      RETURN_IF_ERROR(sink->Take(i, TensorsOf(content_.modules[i])));
+      ModuleTensors tensors = TensorsOf(content_.modules[i]);
+      RETURN_IF_ERROR(sink->Take(i, tensors));
     }
     return DigestOf(content_).revision;
   }

@@ -17,7 +17,7 @@ namespace adapterd {
 // Any thread may Take; the rest is for after the reading.
 class ModuleCollector : public ModuleSink {
  public:
-  absl::Status Take(size_t module, ModuleTensors&& tensors) override {
+  absl::Status Take(size_t module, ModuleTensors& tensors) override {
     absl::MutexLock lock(&mutex_);
     if (!modules_.emplace(module, std::move(tensors)).second) {
       throw std::logic_error("a module came twice");

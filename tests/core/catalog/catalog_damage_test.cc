@@ -70,7 +70,8 @@ TEST_F(CatalogDamageTest, AnOverwrittenPageIsRefused) {
   Fill();
   std::string bytes = ReadFile(file_);
   ASSERT_GT(bytes.size(), 6U * 4096);
-  bytes.replace(4096 * 5, 4096, std::string(4096, 'z'));
+  constexpr size_t kPage = 4096;
+  bytes.replace(5 * kPage, kPage, std::string(kPage, 'z'));
   dir_.Write("data/catalogue.sqlite", bytes);
   ExpectRefused(Reason::kStoreCorrupt, "the file is damaged");
 }

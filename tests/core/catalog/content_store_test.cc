@@ -320,6 +320,7 @@ TEST_F(ContentStoreTest, NobodyIsAskedWhatIsWantedWhenNothingCouldGo) {
 TEST_F(ContentStoreTest, UploadsAndCollectionsAtOnceLoseNothing) {
   constexpr int kRounds = 100;
   std::vector<std::thread> threads;
+  threads.reserve(2);
   for (int t = 0; t < 2; ++t) {
     threads.emplace_back([this] {
       for (int i = 0; i < kRounds; ++i) {
