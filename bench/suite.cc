@@ -4,7 +4,10 @@ namespace adapterd::bench {
 
 std::span<const Suite> AllSuites() {
   static constexpr Suite kSuites[] = {
-      {"kernel", "ApplyProjection in process, against naive loops and memcpy", RunKernelSuite},
+      {"kernel",
+       "ApplyProjection in process, against oneDNN's best, a roofline, naive loops and PyTorch",
+       RunKernelSuite},
+      {"segments", "64 rows that name 64 adapters, against reading those", RunSegmentsSuite},
       {"load",
        "AdapterRegistry::Load of files in the page cache, against reading and digesting them",
        RunLoadSuite},

@@ -92,8 +92,13 @@ absl::Status AgainstFloor(SuiteContext& context, ThreadPool& pool, Subject& subj
   const bool reading_counts = reading.median_us >= digesting.median_us;
   const auto add = [&](std::string name, std::string reference, const Comparison& comparison,
                        bool counts) {
-    context.report.Add({"load", std::move(name), subject.shape(), "bf16", std::move(reference),
-                        comparison, counts ? bar : std::nullopt});
+    context.report.Add({"load",
+                        std::move(name),
+                        subject.shape(),
+                        "bf16",
+                        std::move(reference),
+                        comparison,
+                        {counts ? bar : std::nullopt, {}}});
   };
   const std::string digest_name = fmt::format("SHA-256 on {} threads", pool.threads());
   add("Load",
@@ -142,7 +147,7 @@ absl::Status ManyTensors(SuiteContext& context) {
                       "bf16",
                       fmt::format("a tensor of {}", few->tensors()),
                       {PerTensor(timings[0], *many), PerTensor(timings[1], *few)},
-                      kManyTensorsBar});
+                      {kManyTensorsBar, {}}});
   return absl::OkStatus();
 }
 
