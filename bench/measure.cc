@@ -111,6 +111,14 @@ Timing Timing::operator+(const Timing& other) const {
   return sum;
 }
 
+Timing Timing::operator/(double count) const {
+  Timing each = *this;
+  each.median_us /= count;
+  if (each.cpu_us) *each.cpu_us /= count;
+  if (each.p99_us) *each.p99_us /= count;
+  return each;
+}
+
 std::optional<double> Comparison::cpu_ratio() const {
   if (!ours.cpu_us || !reference.cpu_us) return std::nullopt;
   return *ours.cpu_us / *reference.cpu_us;

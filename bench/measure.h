@@ -26,6 +26,8 @@ struct Timing {
   static Timing Of(double us);
   // What one takes after the other. No percentiles: those do not add up.
   Timing operator+(const Timing& other) const;
+  // Of one of `count` things that each call did.
+  Timing operator/(double count) const;
 
   double median_us = 0;
   std::optional<double> cpu_us;  // of all threads of this process: other load barely changes it

@@ -11,7 +11,7 @@ namespace adapterd::bench {
 namespace {
 
 constexpr char kColumns[] =
-    "{:<20} {:<18} {:<5} {:>9} {:>9}  {:<40} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
+    "{:<21} {:<18} {:<5} {:>9} {:>9}  {:<42} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
 
 constexpr char kFigureColumns[] = "{:<46} {:<17} {:>9} {}\n";
 
@@ -101,7 +101,7 @@ void Report::Add(const Row& row) {
 
 void Report::Add(const MemoryRow& row) {
   if (format_ == Format::kTable) {
-    fmt::print("{:<20} {:<18} {:<5} {:>9} KiB      {:<40} {:>9} KiB   {:>7.3f}\n", row.name,
+    fmt::print("{:<21} {:<18} {:<5} {:>9} KiB      {:<42} {:>9} KiB   {:>7.3f}\n", row.name,
                row.shape, row.dtype, row.bytes >> 10, row.reference, row.reference_bytes >> 10,
                row.ratio());
   } else {

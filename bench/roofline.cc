@@ -18,7 +18,7 @@
 namespace adapterd::bench {
 namespace {
 
-constexpr int kRuns = 7;
+constexpr int kRuns = 15;
 constexpr int64_t kL3Bytes = 16 << 20;
 constexpr int64_t kBytesOfARun = 64 << 20;  // long enough for a second thread to take part
 constexpr int kMatmulsOfARun = 8;

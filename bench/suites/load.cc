@@ -121,14 +121,6 @@ absl::Status Memory(SuiteContext& context, Subject& subject, double bar) {
   return absl::OkStatus();
 }
 
-Timing PerTensor(Timing timing, const Subject& subject) {
-  const auto tensors = static_cast<double>(subject.tensors());
-  timing.median_us /= tensors;
-  if (timing.cpu_us) *timing.cpu_us /= tensors;
-  if (timing.p99_us) *timing.p99_us /= tensors;
-  return timing;
-}
-
 // Twenty times as many tensors may not make each of them slower.
 absl::Status ManyTensors(SuiteContext& context) {
   constexpr int64_t kRank = 8;
@@ -146,7 +138,8 @@ absl::Status ManyTensors(SuiteContext& context) {
                       many->shape(),
                       "bf16",
                       fmt::format("a tensor of {}", few->tensors()),
-                      {PerTensor(timings[0], *many), PerTensor(timings[1], *few)},
+                      {timings[0] / static_cast<double>(many->tensors()),
+                       timings[1] / static_cast<double>(few->tensors())},
                       {kManyTensorsBar, {}}});
   return absl::OkStatus();
 }
