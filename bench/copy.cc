@@ -7,11 +7,11 @@
 #include "core/base/parallel.h"
 #include "core/compute/stream.h"
 
-// The widest loads that the CPU has, whatever the build is for.
+// For the widest vectors that the CPU has, whatever the build is for.
 #if defined(__x86_64__)
-#define ADAPTERD_WIDE_LOADS __attribute__((target_clones("avx512f", "avx2", "default")))
+#define ADAPTERD_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
-#define ADAPTERD_WIDE_LOADS
+#define ADAPTERD_WIDE
 #endif
 
 namespace adapterd::bench {
@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kMinBytesPerThread = 256 << 10;
 
 // Eight lines at a time, in sums of their own: one would wait for the other's addition.
-ADAPTERD_WIDE_LOADS uint64_t Sum(const uint64_t* words, int64_t count) {
+ADAPTERD_WIDE uint64_t Sum(const uint64_t* words, int64_t count) {
   constexpr int64_t kLanes = 64;
   uint64_t sums[kLanes] = {};
   for (int64_t i = 0; i + kLanes <= count; i += kLanes) {
@@ -29,6 +29,18 @@ ADAPTERD_WIDE_LOADS uint64_t Sum(const uint64_t* words, int64_t count) {
   uint64_t sum = 0;
   for (const uint64_t lane : sums) sum += lane;
   return sum;
+}
+
+ADAPTERD_WIDE void WidenBits(const uint16_t* __restrict from, uint32_t* __restrict to,
+                             int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = uint32_t{from[i]} << 16;
+}
+
+ADAPTERD_WIDE void NarrowBits(const uint32_t* __restrict from, uint16_t* __restrict to,
+                              int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] = static_cast<uint16_t>((from[i] + 0x7fff + ((from[i] >> 16) & 1)) >> 16);
+  }
 }
 
 }  // namespace
@@ -62,6 +74,14 @@ void ReadOnly(const std::byte* source, int64_t bytes) {
   sink.store(Sum(reinterpret_cast<const uint64_t*>(source),
                  bytes / static_cast<int64_t>(sizeof(uint64_t))),
              std::memory_order_relaxed);
+}
+
+void Widen(const std::byte* bf16, std::byte* f32, int64_t count) {
+  WidenBits(reinterpret_cast<const uint16_t*>(bf16), reinterpret_cast<uint32_t*>(f32), count);
+}
+
+void Narrow(const std::byte* f32, std::byte* bf16, int64_t count) {
+  NarrowBits(reinterpret_cast<const uint32_t*>(f32), reinterpret_cast<uint16_t*>(bf16), count);
 }
 
 }  // namespace adapterd::bench

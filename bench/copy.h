@@ -25,6 +25,9 @@ void PlainCopy(const std::byte* source, std::byte* destination, int64_t bytes);
 void StreamingCopy(const std::byte* source, std::byte* destination, int64_t bytes);
 // Looks at every byte and writes none.
 void ReadOnly(const std::byte* source, int64_t bytes);
+// BF16 to F32, and back to the nearest one, NaN aside.
+void Widen(const std::byte* bf16, std::byte* f32, int64_t count);
+void Narrow(const std::byte* f32, std::byte* bf16, int64_t count);
 
 }  // namespace adapterd::bench
 

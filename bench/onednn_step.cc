@@ -211,30 +211,4 @@ void OneDnnStep::Run(const std::byte* source, std::byte* destination) {
   dnnl_primitive_execute(compiled_->primitive.get(), bound_->stream.get(), 4, arguments);
 }
 
-struct OneDnnConversion::Impl {
-  dnnl::stream stream;
-  dnnl::memory source;
-  dnnl::memory destination;
-  dnnl::reorder reorder;
-};
-
-OneDnnConversion::OneDnnConversion(DType from, DType to, int64_t count)
-    : impl_([&] {
-        PrepareComputeThread();
-        dnnl::memory source(Desc(from, 1, count, FormatTag::ab), Engine(), nullptr);
-        dnnl::memory destination(Desc(to, 1, count, FormatTag::ab), Engine(), nullptr);
-        const dnnl::reorder reorder(source, destination);
-        return std::make_unique<Impl>(Impl{dnnl::stream(Engine()), source, destination, reorder});
-      }()) {}
-
-OneDnnConversion::~OneDnnConversion() = default;
-
-void OneDnnConversion::Run(const std::byte* source, std::byte* destination) {
-  impl_->source.set_data_handle(const_cast<std::byte*>(source));
-  impl_->destination.set_data_handle(destination);
-  const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_FROM, impl_->source.get()},
-                                       {DNNL_ARG_TO, impl_->destination.get()}};
-  dnnl_primitive_execute(impl_->reorder.get(), impl_->stream.get(), 2, arguments);
-}
-
 }  // namespace adapterd::bench

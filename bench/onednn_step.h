@@ -61,19 +61,6 @@ class OneDnnStep {
   const std::unique_ptr<Bound> bound_;
 };
 
-// Converts `count` numbers between F32 and BF16. Compiled for one thread, which it belongs to.
-class OneDnnConversion {
- public:
-  OneDnnConversion(DType from, DType to, int64_t count);
-  ~OneDnnConversion();
-
-  void Run(const std::byte* source, std::byte* destination);
-
- private:
-  struct Impl;
-  const std::unique_ptr<Impl> impl_;
-};
-
 }  // namespace adapterd::bench
 
 #endif  // ADAPTERD_BENCH_ONEDNN_STEP_H_

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "bench/copy.h"
 #include "core/base/parallel.h"
 #include "core/base/status_macros.h"
 
@@ -110,10 +111,14 @@ struct BlockBuffers {
   OutputMatrix output;
 };
 
-double ConversionUs(DType from, DType to, int64_t count, BlockBuffers& buffers) {
-  OneDnnConversion conversion(from, to, count);
+// Of a block of so many elements, from BF16 or to it.
+double WidenUs(int64_t count, BlockBuffers& buffers) {
   return FastestUs(
-      kNever, [&] { conversion.Run(buffers.wide_output.read().data, buffers.output.view().data); });
+      kNever, [&] { Widen(buffers.output.read().data, buffers.wide_input.view().data, count); });
+}
+double NarrowUs(int64_t count, BlockBuffers& buffers) {
+  return FastestUs(
+      kNever, [&] { Narrow(buffers.wide_output.read().data, buffers.output.view().data, count); });
 }
 
 // One padding and type of a block, with the layouts that are best there.
@@ -131,7 +136,7 @@ std::optional<BlockVariant> FindLayouts(BlockVariant block, const Factors& facto
   for (const bool converts : {false, true}) {
     if (converts ? dtype == DType::kF32 : dtype != block.compute) continue;
     block.converts_output = converts;
-    const double extra_us = converts ? ConversionUs(DType::kF32, dtype, count, buffers) : 0;
+    const double extra_us = converts ? NarrowUs(count, buffers) : 0;
     const Timed timed = FastestLayout(
         block, factors.b_view(), low_rank, buffers.wide_output.view().data, extra_us,
         [](BlockVariant& candidate, StepLayout layout) { candidate.expand = layout; },
@@ -143,7 +148,7 @@ std::optional<BlockVariant> FindLayouts(BlockVariant block, const Factors& facto
   block.expand = expand.layout;
   block.converts_output = expand.converts_output;
   block.us = shrink.us + expand.us;
-  if (block.compute != dtype) block.us += ConversionUs(dtype, block.compute, count, buffers);
+  if (block.compute != dtype) block.us += WidenUs(block.rows * factors.a_view().cols, buffers);
   return block;
 }
 
@@ -177,28 +182,27 @@ class VariantRun::Pipeline {
   }
 
   void Run(const std::byte* input, std::byte* output) {
-    if (widen_) {
-      widen_->Run(input, wide_input_->view().data);
-      input = wide_input_->read().data;
+    if (wide_input_) {
+      const MutableMatrixView wide = wide_input_->view();
+      Widen(input, wide.data, wide.rows * wide.cols);
+      input = wide.data;
     }
     shrink_->Run(input, low_rank_.view().data);
-    expand_->Run(low_rank_.read().data, narrow_ ? wide_output_->view().data : output);
-    if (narrow_) narrow_->Run(wide_output_->read().data, output);
+    expand_->Run(low_rank_.read().data, wide_output_ ? wide_output_->view().data : output);
+    if (wide_output_) {
+      const MatrixView wide = wide_output_->read();
+      Narrow(wide.data, output, wide.rows * wide.cols);
+    }
   }
 
  private:
   Pipeline(const BlockVariant& block, const Factors& factors)
       : block_(block), low_rank_(block.compute, block.rows, block.padded_rank) {
-    const DType dtype = factors.a.dtype();
-    const int64_t in_features = factors.a_view().cols;
-    const int64_t out_features = factors.b_view().rows;
-    if (block.compute != dtype) {
-      wide_input_.emplace(block.compute, block.rows, in_features);
-      widen_.emplace(dtype, block.compute, block.rows * in_features);
+    if (block.compute != factors.a.dtype()) {
+      wide_input_.emplace(DType::kF32, block.rows, factors.a_view().cols);
     }
     if (block.converts_output) {
-      wide_output_.emplace(DType::kF32, block.rows, out_features);
-      narrow_.emplace(DType::kF32, dtype, block.rows * out_features);
+      wide_output_.emplace(DType::kF32, block.rows, factors.b_view().rows);
     }
   }
 
@@ -208,8 +212,6 @@ class VariantRun::Pipeline {
   OutputMatrix low_rank_;
   std::optional<OutputMatrix> wide_input_;
   std::optional<OutputMatrix> wide_output_;
-  std::optional<OneDnnConversion> widen_;
-  std::optional<OneDnnConversion> narrow_;
 };
 
 VariantRun::VariantRun(ThreadPool& pool, const Variant& variant, const MatrixView& input,
