@@ -10,14 +10,14 @@ namespace {
 constexpr int64_t kFeatures = 4096;
 constexpr int kCores = 2;
 
-struct Figure {
+struct Median {
   DType dtype;
   int64_t rank;
   int64_t rows;
   double us;
 };
 
-constexpr Figure kFigures[] = {
+constexpr Median kMedians[] = {
     {DType::kF32, 16, 1, 26},       {DType::kF32, 16, 16, 65},      {DType::kF32, 16, 64, 192},
     {DType::kF32, 16, 512, 1247},   {DType::kF32, 16, 2048, 23292}, {DType::kF32, 64, 1, 46},
     {DType::kF32, 64, 16, 198},     {DType::kF32, 64, 64, 516},     {DType::kF32, 64, 512, 8389},
@@ -30,9 +30,9 @@ constexpr Figure kFigures[] = {
 
 std::optional<double> PyTorchUs(const ProjectionShape& shape) {
   if (shape.features != kFeatures) return std::nullopt;
-  for (const Figure& figure : kFigures) {
-    if (figure.dtype == shape.dtype && figure.rank == shape.rank && figure.rows == shape.rows) {
-      return figure.us;
+  for (const Median& median : kMedians) {
+    if (median.dtype == shape.dtype && median.rank == shape.rank && median.rows == shape.rows) {
+      return median.us;
     }
   }
   return std::nullopt;

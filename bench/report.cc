@@ -35,9 +35,9 @@ nlohmann::ordered_json OrNull(const std::optional<double>& value) {
   return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
 }
 
-// What two of them are called side by side: "2.31 x memcpy", or "52.10 x faster than naive loops".
-std::string RatioTo(const std::string& reference, double ratio) {
-  return ratio < 1 ? fmt::format("{:.2f} x faster than {}", 1 / ratio, reference)
+// Limits below 1 are said as speed-ups, and so are ratios that are held against one.
+std::string RatioTo(const std::string& reference, double ratio, double limit) {
+  return limit < 1 ? fmt::format("{:.2f} x faster than {}", 1 / ratio, reference)
                    : fmt::format("{:.2f} x {}", ratio, reference);
 }
 
@@ -59,8 +59,9 @@ std::string AgainstGoal(double ratio, double goal) {
 // REQUIRES: there is a bar.
 template <typename AnyRow>
 std::string AgainstBars(const AnyRow& row, double ratio, const Bars& bars) {
+  const double limit = bars.must ? *bars.must : *bars.goal;
   const std::string what = fmt::format("{} {} {} {} is {}", row.suite, row.name, row.shape,
-                                       row.dtype, RatioTo(row.reference, ratio));
+                                       row.dtype, RatioTo(row.reference, ratio, limit));
   if (!bars.must) return fmt::format("REPORTED: {}; {}", what, AgainstGoal(ratio, *bars.goal));
   const std::string verdict =
       ratio <= *bars.must ? "HOLDS" : fmt::format("MISSED ({})", MissedBy(ratio, *bars.must));
@@ -179,11 +180,10 @@ void Report::Finish() const {
   std::FILE* out = format_ == Format::kTable ? stdout : stderr;
   fmt::print(out, "\n");
   for (const Verdict& verdict : verdicts_) fmt::print(out, "{}\n", verdict.text);
+  const auto missed = std::ranges::count(verdicts_, false, &Verdict::holds);
+  fmt::print(out, "{} rows with a bar or a goal, {} bars missed\n", verdicts_.size(), missed);
 }
 
-bool Report::all_hold() const {
-  return std::all_of(verdicts_.begin(), verdicts_.end(),
-                     [](const Verdict& verdict) { return verdict.holds; });
-}
+bool Report::all_hold() const { return std::ranges::all_of(verdicts_, &Verdict::holds); }
 
 }  // namespace adapterd::bench

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "bench/copy.h"
@@ -84,8 +85,8 @@ double PeakFlops(ThreadPool& pool, int threads, DType dtype) {
   return best;
 }
 
-// Bytes a second over `footprint` bytes of memory for each thread.
-double PeakBytes(ThreadPool& pool, int threads, int64_t footprint) {
+// Over `footprint` bytes of memory for each thread.
+MemoryRates PeakMemory(ThreadPool& pool, int threads, int64_t footprint) {
   std::vector<std::unique_ptr<OutputMatrix>> buffers;
   for (int i = 0; i < threads; ++i) {
     buffers.push_back(std::make_unique<OutputMatrix>(DType::kBF16, 1, footprint / 2));
@@ -98,9 +99,9 @@ double PeakBytes(ThreadPool& pool, int threads, int64_t footprint) {
       for (int64_t i = 0; i < passes; ++i) move(data);
     });
   };
-  return std::max({rate([&](std::byte* data) { ReadOnly(data, footprint); }),
-                   rate([&](std::byte* data) { PlainCopy(data, data + half, half); }),
-                   rate([&](std::byte* data) { StreamingCopy(data, data + half, half); })});
+  return {rate([&](std::byte* data) { ReadOnly(data, footprint); }),
+          rate([&](std::byte* data) { PlainCopy(data, data + half, half); }),
+          rate([&](std::byte* data) { StreamingCopy(data, data + half, half); })};
 }
 
 }  // namespace
@@ -123,38 +124,43 @@ absl::Status MachinePeaks::MeasureOn(ThreadPool& pool, int threads) {
   flops_[{DType::kF32, threads}] = f32;
   // Nobody has to multiply BF16 as BF16 where F32 is faster.
   flops_[{DType::kBF16, threads}] = std::max(f32, PeakFlops(pool, threads, DType::kBF16));
-  bytes_[{MemoryLevel::kL2, threads}] = PeakBytes(pool, threads, L2Bytes() / 2);
-  bytes_[{MemoryLevel::kL3, threads}] = PeakBytes(pool, threads, kL3Bytes / threads);
-  bytes_[{MemoryLevel::kBeyond, threads}] = PeakBytes(pool, threads, kBeyondBytes / threads);
+  memory_[{MemoryLevel::kL2, threads}] = PeakMemory(pool, threads, L2Bytes() / 2);
+  memory_[{MemoryLevel::kL3, threads}] = PeakMemory(pool, threads, kL3Bytes / threads);
+  memory_[{MemoryLevel::kBeyond, threads}] = PeakMemory(pool, threads, kBeyondBytes / threads);
   return absl::OkStatus();
 }
 
 MemoryLevel MachinePeaks::LevelOf(const Work& work, int threads) const {
   if (work.is_cold) return MemoryLevel::kBeyond;
   const int64_t of_a_core = work.read_bytes + work.split_bytes / threads;
-  return of_a_core <= L2Bytes() ? MemoryLevel::kL2 : MemoryLevel::kL3;
+  return of_a_core <= L2Bytes() * 5 / 4 ? MemoryLevel::kL2 : MemoryLevel::kL3;
 }
 
 Roofline MachinePeaks::For(const Work& work, int threads) const {
   const MemoryLevel level = LevelOf(work, threads);
   const double arithmetic = work.flops / Flops(work.dtype, threads);
   const double memory =
-      static_cast<double>(work.read_bytes + work.split_bytes) / Bytes(level, threads);
+      static_cast<double>(work.read_bytes + work.split_bytes) / Memory(level, threads).best();
   if (arithmetic > memory) return {1e6 * arithmetic, LowerName(work.dtype) + " FLOPs"};
   return {1e6 * memory, fmt::format("{} bytes", MemoryLevelName(level))};
 }
 
-std::string MachinePeaks::Describe() const {
-  std::string text;
+void MachinePeaks::AddTo(Report& report) const {
+  const auto add = [&](std::string name, std::string shape, int threads, double value,
+                       std::string unit) {
+    shape += fmt::format(" x{}", threads);
+    report.Add(
+        Figure{"peaks", std::move(name), std::move(shape), value / 1e9, std::move(unit), {}, {}});
+  };
   for (const auto& [key, flops] : flops_) {
-    text += fmt::format("{} x{}: {:.0f} GFLOP/s; ", LowerName(key.first), key.second, flops / 1e9);
+    add("dense matmul of oneDNN", LowerName(key.first), key.second, flops, "GFLOP/s");
   }
-  for (const auto& [key, bytes] : bytes_) {
-    text +=
-        fmt::format("{} x{}: {:.1f} GB/s; ", MemoryLevelName(key.first), key.second, bytes / 1e9);
+  for (const auto& [key, rates] : memory_) {
+    const char* level = MemoryLevelName(key.first);
+    add("read", level, key.second, rates.read, "GB/s");
+    add("memcpy, bytes read and written", level, key.second, rates.copy, "GB/s");
+    add("stream copy, bytes read and written", level, key.second, rates.stream_copy, "GB/s");
   }
-  text.resize(text.size() - 2);
-  return text;
 }
 
 }  // namespace adapterd::bench

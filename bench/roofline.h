@@ -2,12 +2,14 @@
 #ifndef ADAPTERD_BENCH_ROOFLINE_H_
 #define ADAPTERD_BENCH_ROOFLINE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "bench/report.h"
 #include "core/base/thread_pool.h"
 #include "core/tensor/dtype.h"
 
@@ -15,7 +17,7 @@ namespace adapterd::bench {
 
 // Where a working set lies.
 enum class MemoryLevel {
-  kL2,      // a core's own share of it fits into its L2
+  kL2,      // most of a core's share of it fits into its L2: at most 1.25 times as much
   kL3,      // it does not; measured on 16 MB
   kBeyond,  // measured on 256 MB: DRAM, unless the L3 is larger
 };
@@ -37,19 +39,33 @@ struct Roofline {
   std::string bound;  // "bf16 FLOPs" or "L2 bytes"
 };
 
+// Bytes a second, read and written ones alike.
+struct MemoryRates {
+  double read = 0;
+  double copy = 0;         // memcpy
+  double stream_copy = 0;  // with stores that go past the caches
+
+  double best() const { return std::max({read, copy, stream_copy}); }
+};
+
 // Peaks of this machine, best of several short measurements of each.
 class MachinePeaks {
  public:
-  // FLOP/s of oneDNN's large matmuls; bandwidth of reading, memcpy and streaming stores, whichever
-  // moves the most bytes. On one thread and on all of the pool. Takes about two seconds.
+  // Of oneDNN's large matmuls and of memory, on one thread and on all of the pool. Takes about two
+  // seconds.
   static absl::StatusOr<MachinePeaks> Measure(ThreadPool& pool);
 
   // A second, on so many threads: 1 or all of the pool's.
   double Flops(DType dtype, int threads) const { return flops_.at({dtype, threads}); }
-  double Bytes(MemoryLevel level, int threads) const { return bytes_.at({level, threads}); }
+  const MemoryRates& Memory(MemoryLevel level, int threads) const {
+    return memory_.at({level, threads});
+  }
 
+  // The larger of its arithmetic at the peak of so many threads, and its bytes at the best rate of
+  // the memory that holds them.
   Roofline For(const Work& work, int threads) const;
-  std::string Describe() const;
+  // A figure for each of them.
+  void AddTo(Report& report) const;
 
  private:
   MachinePeaks() = default;
@@ -57,7 +73,7 @@ class MachinePeaks {
   MemoryLevel LevelOf(const Work& work, int threads) const;
 
   std::map<std::pair<DType, int>, double> flops_;
-  std::map<std::pair<MemoryLevel, int>, double> bytes_;
+  std::map<std::pair<MemoryLevel, int>, MemoryRates> memory_;
 };
 
 }  // namespace adapterd::bench

@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kFeatures = 4096;
 constexpr int64_t kFewRows = 16;  // up to here the factors are most of the bytes
 constexpr absl::Duration kTime = absl::Seconds(2);
-constexpr absl::Duration kQuickTime = absl::Milliseconds(200);
+constexpr absl::Duration kQuickTime = absl::Milliseconds(300);
 
 constexpr Bars kOneDnnBars{1.1, 1};
 constexpr Bars kNaiveBars{1.0 / 50, {}};
@@ -144,8 +144,12 @@ absl::Status KernelSuite::Cold(const ProjectionShape& shape) {
 absl::Status RunKernelSuite(SuiteContext& context) {
   ThreadPool pool("bench", context.threads, PrepareComputeThread);
   ASSIGN_OR_RETURN(const MachinePeaks peaks, MachinePeaks::Measure(pool));
-  context.report.Begin("kernel", fmt::format("{} threads, nothing pinned. Peaks measured now: {}",
-                                             context.threads, peaks.Describe()));
+  context.report.Begin("peaks",
+                       "what this machine was just measured to do at most, x threads; in CPU time, "
+                       "so that other load does not lower it",
+                       Report::Columns::kFigures);
+  peaks.AddTo(context.report);
+  context.report.Begin("kernel", fmt::format("{} threads, nothing pinned", context.threads));
   KernelSuite suite(context, pool, peaks);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     for (const int64_t rank : {8, 16, 64}) {
