@@ -44,8 +44,7 @@ absl::StatusOr<std::unique_ptr<StreamClient>> StreamClient::Open(const std::stri
 
 StreamClient::~StreamClient() {
   context_.TryCancel();
-  grpc::Status status;
-  stream_->Finish(&status, kFinished);
+  if (!ended_) (void)End();
   queue_.Shutdown();
   void* tag = nullptr;
   bool ok = false;
@@ -53,10 +52,22 @@ StreamClient::~StreamClient() {
   }
 }
 
+absl::Status StreamClient::End() {
+  ended_ = true;
+  grpc::Status status;
+  stream_->Finish(&status, kFinished);
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_.Next(&tag, &ok) && tag != kFinished) {
+  }
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
 absl::Status StreamClient::Await(void** tag) {
   bool ok = false;
   if (queue_.Next(tag, &ok) && ok) return absl::OkStatus();
-  return absl::InternalError("the stream broke");
+  RETURN_IF_ERROR(End());
+  return absl::InternalError("the stream ended");
 }
 
 absl::StatusOr<size_t> StreamClient::AnsweredIndex(size_t requests) const {

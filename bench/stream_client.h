@@ -36,6 +36,7 @@ class StreamClient {
  private:
   StreamClient(const std::string& address, size_t reply_bytes);
   absl::Status Await(void** tag);
+  absl::Status End();  // how the call ended; once
   absl::StatusOr<size_t> AnsweredIndex(size_t requests) const;
 
   const size_t reply_bytes_;
@@ -44,6 +45,7 @@ class StreamClient {
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
   grpc::ByteBuffer reply_;
   bool writing_ = false;
+  bool ended_ = false;
 };
 
 }  // namespace adapterd::bench
