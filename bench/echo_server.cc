@@ -60,15 +60,6 @@ grpc::ServerUnaryReactor* Echo(grpc::CallbackServerContext* context,
   return reactor;
 }
 
-class EchoProjections final : public v1::ProjectionService::WithRawCallbackMethod_ApplyProjection<
-                                  v1::ProjectionService::Service> {
-  grpc::ServerUnaryReactor* ApplyProjection(grpc::CallbackServerContext* context,
-                                            const grpc::ByteBuffer* request,
-                                            grpc::ByteBuffer* response) override {
-    return Echo(context, request, response);
-  }
-};
-
 class EchoMerges final
     : public v1::MergeService::WithRawCallbackMethod_Merge<v1::MergeService::Service> {
   grpc::ServerUnaryReactor* Merge(grpc::CallbackServerContext* context,
@@ -79,7 +70,7 @@ class EchoMerges final
 };
 
 // Answers every message in order, and reads the next ones meanwhile. Deletes itself at the end.
-class EchoStream final : public grpc::ServerGenericBidiReactor {
+class EchoStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   explicit EchoStream(std::optional<size_t> reply_bytes) : reply_bytes_(reply_bytes) {
     if (reply_bytes_) {
@@ -121,10 +112,17 @@ class EchoStream final : public grpc::ServerGenericBidiReactor {
   bool read_all_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-// Every method that the others do not have is a stream.
-class EchoStreams final : public grpc::CallbackGenericService {
-  grpc::ServerGenericBidiReactor* CreateReactor(
-      grpc::GenericCallbackServerContext* context) override {
+class EchoProjections final : public v1::ProjectionService::WithRawCallbackMethod_ApplyProjection<
+                                  v1::ProjectionService::WithRawCallbackMethod_StreamProjections<
+                                      v1::ProjectionService::Service>> {
+  grpc::ServerUnaryReactor* ApplyProjection(grpc::CallbackServerContext* context,
+                                            const grpc::ByteBuffer* request,
+                                            grpc::ByteBuffer* response) override {
+    return Echo(context, request, response);
+  }
+
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StreamProjections(
+      grpc::CallbackServerContext* context) override {
     return new EchoStream(ReplyBytes(context->client_metadata()));
   }
 };
@@ -134,7 +132,6 @@ class EchoStreams final : public grpc::CallbackGenericService {
 int RunEchoServer(const std::string& unix_socket) {
   EchoProjections projections;
   EchoMerges merges;
-  EchoStreams streams;
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -146,7 +143,6 @@ int RunEchoServer(const std::string& unix_socket) {
   builder.SetDefaultCompressionAlgorithm(GRPC_COMPRESS_NONE);
   builder.RegisterService(&projections);
   builder.RegisterService(&merges);
-  builder.RegisterCallbackGenericService(&streams);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) return kExitFailed;
   fmt::print("echo ready grpc=127.0.0.1:{}\n", port);

@@ -13,10 +13,10 @@ inline constexpr char kEchoServerFlag[] = "--echo-server";
 // that both read the same headers.
 inline constexpr char kReplyBytesHeader[] = "x-bench-reply-bytes";
 
-// Serves ApplyProjection, Merge and any stream on a free loopback port and on a Unix socket, as raw
-// buffers: a reply is the request's own bytes, not copied, cut or padded with zeros to the size
-// asked for. Channel arguments and API are those of the server. Says where it listens as the server
-// does; returns only if it cannot serve.
+// Serves ApplyProjection, StreamProjections and Merge on a free loopback port and on a Unix socket,
+// as raw buffers: a reply is the request's own bytes, not copied, cut or padded with zeros to the
+// size asked for. Channel arguments and API are those of the server. Says where it listens as the
+// server does; returns only if it cannot serve.
 int RunEchoServer(const std::string& unix_socket);
 
 }  // namespace adapterd::bench

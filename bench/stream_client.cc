@@ -66,8 +66,7 @@ absl::Status StreamClient::End() {
 absl::Status StreamClient::Await(void** tag) {
   bool ok = false;
   if (queue_.Next(tag, &ok) && ok) return absl::OkStatus();
-  RETURN_IF_ERROR(End());
-  return absl::InternalError("the stream ended");
+  return absl::InternalError("the stream ended: " + End().ToString());
 }
 
 absl::StatusOr<size_t> StreamClient::AnsweredIndex(size_t requests) const {
