@@ -14,6 +14,7 @@ using Clock = std::chrono::steady_clock;
 }  // namespace
 
 ClosedLoop::ClosedLoop(const std::string& address, int clients) : latencies_us_(clients) {
+  clients_.reserve(clients);
   for (int i = 0; i < clients; ++i) clients_.push_back(std::make_unique<RawClient>(address));
 }
 

@@ -26,7 +26,7 @@ constexpr int kMatmulsOfARun = 8;
 
 int64_t L2Bytes() {
   constexpr int64_t kUnknown = 1 << 20;
-  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
   return bytes > 0 ? bytes : kUnknown;
 }
 
@@ -63,6 +63,8 @@ double MatmulFlops(ThreadPool& pool, int threads, DType dtype, int64_t rows, int
   if (!step.ok()) return 0;
   std::vector<std::unique_ptr<OneDnnStep>> steps;
   std::vector<std::unique_ptr<OutputMatrix>> outputs;
+  steps.reserve(threads);
+  outputs.reserve(threads);
   for (int i = 0; i < threads; ++i) {
     steps.push_back((*step)->Clone());
     outputs.push_back(std::make_unique<OutputMatrix>(DType::kF32, rows, size));
@@ -88,6 +90,7 @@ double PeakFlops(ThreadPool& pool, int threads, DType dtype) {
 // Over `footprint` bytes of memory for each thread.
 MemoryRates PeakMemory(ThreadPool& pool, int threads, int64_t footprint) {
   std::vector<std::unique_ptr<OutputMatrix>> buffers;
+  buffers.reserve(threads);
   for (int i = 0; i < threads; ++i) {
     buffers.push_back(std::make_unique<OutputMatrix>(DType::kBF16, 1, footprint / 2));
   }

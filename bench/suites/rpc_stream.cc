@@ -21,6 +21,7 @@ constexpr MeasureOptions kQuick{absl::Seconds(1), 5, /*cpu_time=*/false};
 
 std::vector<grpc::ByteBuffer> Requests(const Tensor& input) {
   std::vector<grpc::ByteBuffer> requests;
+  requests.reserve(kInFlight);
   for (int id = 1; id <= kInFlight; ++id) {
     v1::StreamProjectionsRequest request;
     request.set_request_id(id);

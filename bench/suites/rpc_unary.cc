@@ -69,6 +69,7 @@ absl::Status RunQkv(SuiteContext& context, RpcServers& servers) {
   const Tensor input = RandomMatrix(DType::kBF16, kQkvRows, RpcServers::kFeatures, 1, 3);
   const grpc::ByteBuffer together = MakeApplyRequest(RpcServers::kAdapter, input, kQkvModules);
   std::vector<grpc::ByteBuffer> apart;
+  apart.reserve(kQkvModules);
   for (int i = 0; i < kQkvModules; ++i) {
     apart.push_back(MakeApplyRequest(RpcServers::kAdapter, input, 1, i));
   }
