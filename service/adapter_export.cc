@@ -17,8 +17,8 @@ namespace {
 using Write = std::function<absl::Status(const v1::ExportAdapterResponse&)>;
 
 void Send(const Tensor& tensor, const Shape& shape, v1::Tensor& out) {
-  TensorWriter writer(out, tensor.dtype(), shape, /*readable=*/false);
-  std::memcpy(writer.data(), tensor.bytes().data(), tensor.bytes().size());
+  SetTypeAndShape(tensor.dtype(), shape, out);
+  out.set_data(tensor.bytes().data(), tensor.bytes().size());
 }
 
 // The tensor as ModuleTensors has it: experts one after the other.

@@ -100,7 +100,8 @@ AdapterService::AdapterService(ControlPlane& plane)
 std::shared_ptr<RpcCall> AdapterService::Start(RpcMetrics& metrics,
                                                grpc::CallbackServerContext* context,
                                                const google::protobuf::Message& request) {
-  return RpcCall::Start(plane_.environment, metrics, Plane::kControl, context, request);
+  return RpcCall::Start(plane_.environment, metrics, Plane::kControl, context,
+                        static_cast<int64_t>(request.ByteSizeLong()));
 }
 
 grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContext* context,

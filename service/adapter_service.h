@@ -79,14 +79,14 @@ class AdapterService final : public v1::AdapterService::CallbackService {
                                           v1::GetServerInfoResponse* response) override;
 
   // For a drain, which watches must not hold up.
-  Watchers& watchers() { return watchers_; }
+  LongCalls& watchers() { return watchers_; }
 
  private:
   std::shared_ptr<RpcCall> Start(RpcMetrics& metrics, grpc::CallbackServerContext* context,
                                  const google::protobuf::Message& request);
 
   ControlPlane& plane_;
-  Watchers watchers_;
+  LongCalls watchers_{kMaxWatchers, "watches"};
   RpcMetrics& load_;
   RpcMetrics& upload_;
   RpcMetrics& validate_;

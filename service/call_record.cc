@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <new>
 #include <random>
 
@@ -34,7 +33,7 @@ std::string RequestId(const grpc::CallbackServerContext& context) {
 
 }  // namespace
 
-absl::Status GuardedCall(absl::AnyInvocable<absl::Status()>& work) {
+absl::Status GuardedCall(absl::FunctionRef<absl::Status()> work) {
   try {
     return work();
   } catch (const std::bad_alloc&) {
@@ -62,19 +61,18 @@ absl::Status CallRecord::Admit() const {
   return CheckMessageSize("request", request_bytes_);
 }
 
-absl::Status CallRecord::CheckMessageSize(const char* what, int64_t bytes) const {
-  if (bytes <= environment_.max_message_bytes) return absl::OkStatus();
+absl::Status RpcEnvironment::CheckMessageSize(const char* what, int64_t bytes) const {
+  if (bytes <= max_message_bytes) return absl::OkStatus();
   return Error(Reason::kMessageTooLarge, fmt::format("the {} has {} bytes, over the limit of {}",
-                                                     what, bytes, environment_.max_message_bytes))
-      .With("expected", environment_.max_message_bytes)
+                                                     what, bytes, max_message_bytes))
+      .With("expected", max_message_bytes)
       .With("actual", bytes);
 }
 
 grpc::Status CallRecord::End(const absl::Status& status, int64_t response_bytes) {
   absl::Status final_status = status;
   // gRPC cancels a call whose deadline passes; say which of the two it was.
-  if (status.code() == absl::StatusCode::kCancelled &&
-      context_->deadline() <= std::chrono::system_clock::now()) {
+  if (status.code() == absl::StatusCode::kCancelled && deadline() <= absl::Now()) {
     final_status = absl::DeadlineExceededError("the deadline passed");
   }
   const absl::Duration duration = absl::Now() - start_;

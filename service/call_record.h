@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -29,6 +30,10 @@ struct RpcEnvironment {
   Logger& logger;
   int64_t max_message_bytes;
   OpenCalls open_calls = {};
+
+  // MESSAGE_TOO_LARGE when a message of `bytes` is over the limit; `what` is "request", "reply" or
+  // "message".
+  absl::Status CheckMessageSize(const char* what, int64_t bytes) const;
 };
 
 // The books of one call: request id, deadline and cancellation, metrics, log line, status
@@ -61,9 +66,11 @@ class CallRecord {
   const Cancellation& cancellation() const { return cancellation_; }
   int64_t request_bytes() const { return request_bytes_; }
 
-  // MESSAGE_TOO_LARGE when a message of `bytes` is over the limit; `what` is "request", "reply" or
-  // "message".
-  absl::Status CheckMessageSize(const char* what, int64_t bytes) const;
+  // As RpcEnvironment.
+  absl::Status CheckMessageSize(const char* what, int64_t bytes) const {
+    return environment_.CheckMessageSize(what, bytes);
+  }
+  absl::Time deadline() const { return absl::FromChrono(context_->deadline()); }
 
  private:
   void Log(const absl::Status& status, absl::Duration duration, int64_t response_bytes);
@@ -86,7 +93,7 @@ class CallRecord {
 
 // Runs `work`; exceptions become errors: out of memory is MEMORY_BUDGET_EXCEEDED, anything else
 // INTERNAL.
-absl::Status GuardedCall(absl::AnyInvocable<absl::Status()>& work);
+absl::Status GuardedCall(absl::FunctionRef<absl::Status()> work);
 
 }  // namespace adapterd
 

@@ -161,7 +161,7 @@ std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
 }
 
 std::vector<MetricFamily> CollectServer(const ThreadPool& workers, const ThreadPool& io_pool,
-                                        const std::string& isa) {
+                                        const BufferPool& buffers, const std::string& isa) {
   std::vector<MetricFamily> families;
   families.push_back(FamilyBuilder("adapterd_io_queue_length", "Reads that wait for an I/O thread.",
                                    MetricType::Gauge)
@@ -171,6 +171,14 @@ std::vector<MetricFamily> CollectServer(const ThreadPool& workers, const ThreadP
                                    MetricType::Gauge)
                          .Add(workers.queue_length())
                          .Build());
+  families.push_back(
+      FamilyBuilder("adapterd_buffer_bytes",
+                    "Memory of tensors in requests and replies: in use, or kept for "
+                    "the next.",
+                    MetricType::Gauge)
+          .Add(static_cast<double>(buffers.used_bytes()), {MakeLabel("state", "used")})
+          .Add(static_cast<double>(buffers.idle_bytes()), {MakeLabel("state", "idle")})
+          .Build());
   families.push_back(FamilyBuilder("adapterd_build_info",
                                    "Always 1; the labels say what is running.", MetricType::Gauge)
                          .Add(1, {MakeLabel("version", ADAPTERD_VERSION), MakeLabel("isa", isa),

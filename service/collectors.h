@@ -8,6 +8,7 @@
 
 #include "core/base/thread_pool.h"
 #include "core/registry/adapter_registry.h"
+#include "core/tensor/buffer_pool.h"
 
 namespace adapterd {
 
@@ -19,9 +20,10 @@ inline constexpr size_t kMaxAdapterSeries = 200;
 // adapterd_memory_budget_bytes, adapterd_apply_requests_total.
 std::vector<prometheus::MetricFamily> CollectAdapters(const AdapterRegistry& registry);
 
-// adapterd_queue_length, adapterd_build_info.
+// adapterd_queue_length, adapterd_io_queue_length, adapterd_buffer_bytes, adapterd_build_info.
 std::vector<prometheus::MetricFamily> CollectServer(const ThreadPool& workers,
                                                     const ThreadPool& io_pool,
+                                                    const BufferPool& buffers,
                                                     const std::string& isa);
 
 // process_cpu_seconds_total, process_resident_memory_bytes, process_open_fds, ... from /proc/self.

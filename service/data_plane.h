@@ -2,11 +2,13 @@
 #ifndef ADAPTERD_SERVICE_DATA_PLANE_H_
 #define ADAPTERD_SERVICE_DATA_PLANE_H_
 
+#include "absl/time/time.h"
 #include "core/base/thread_pool.h"
 #include "core/compute/kernels.h"
 #include "core/registry/adapter_registry.h"
+#include "core/tensor/buffer_pool.h"
 #include "service/admission.h"
-#include "service/rpc_call.h"
+#include "service/call_record.h"
 
 namespace adapterd {
 
@@ -17,16 +19,14 @@ struct DataPlane {
   const Kernels& kernels;
   ThreadPool& workers;
   Admission& admission;
+  BufferPool& buffers;  // of tensors in requests and replies
+  // Work that takes about kShortWork here, in FLOPs: requests of so much or less are computed where
+  // they arrive, on gRPC's thread, because to wake a worker takes longer than they do.
+  int64_t short_flops = 0;
 };
 
-// Acquires `refs` for `call`, waiting for loads within its deadline, then runs `work` with the
-// handles on a worker and answers with its status. Handles of disabled adapters are empty when
-// those are to be skipped, else the call fails. `work` gets the time that it waited in the queue.
-using HandleWork =
-    absl::AnyInvocable<absl::Status(std::vector<AdapterHandle> handles, absl::Duration queued)>;
-void RunWithAdapters(DataPlane& plane, std::shared_ptr<RpcCall> call,
-                     const google::protobuf::Message& response, std::vector<AdapterRef> refs,
-                     bool skip_disabled, HandleWork work);
+// More would hold up the health checks, which are answered on the same threads.
+inline constexpr absl::Duration kShortWork = absl::Microseconds(50);
 
 }  // namespace adapterd
 

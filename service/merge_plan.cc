@@ -36,10 +36,12 @@ absl::Status ShapeError(const std::string& field, const std::string& expected,
       .With("actual", ShapeString(actual));
 }
 
-absl::StatusOr<MergePlan> PlanMerge(const v1::MergeRequest& request) {
+absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& received) {
+  const v1::MergeRequest& request = received.message;
+  const TensorPayloads& payloads = received.payloads;
   MergePlan plan;
   if (!request.has_weight()) return Invalid("weight", "missing");
-  ASSIGN_OR_RETURN(plan.weight, FloatTensor::Read(request.weight(), "weight"));
+  ASSIGN_OR_RETURN(plan.weight, FloatTensor::Read(request.weight(), payloads, "weight"));
   if (plan.weight.shape().empty()) {
     return ShapeError("weight", "at least one dimension", plan.weight.shape());
   }
@@ -47,7 +49,7 @@ absl::StatusOr<MergePlan> PlanMerge(const v1::MergeRequest& request) {
   plan.allow_non_finite = request.allow_non_finite();
   plan.skip_untargeted = request.skip_untargeted();
   if (request.has_bias()) {
-    ASSIGN_OR_RETURN(plan.bias, FloatTensor::Read(request.bias(), "bias"));
+    ASSIGN_OR_RETURN(plan.bias, FloatTensor::Read(request.bias(), payloads, "bias"));
     if (plan.bias->shape().size() != 1) {
       return ShapeError("bias", "one dimension", plan.bias->shape());
     }

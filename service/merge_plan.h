@@ -10,6 +10,7 @@
 #include "core/compute/merge.h"
 #include "service/adapter_refs.h"
 #include "service/tensor_convert.h"
+#include "service/tensor_message.h"
 
 namespace adapterd {
 
@@ -26,7 +27,7 @@ struct MergePlan {
 };
 
 // INVALID_FIELD, SHAPE_MISMATCH, UNSUPPORTED_DTYPE, NOT_IMPLEMENTED.
-absl::StatusOr<MergePlan> PlanMerge(const v1::MergeRequest& request);
+absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& received);
 
 // `field` has another shape than it should.
 absl::Status ShapeError(const std::string& field, const std::string& expected, const Shape& actual);

@@ -7,14 +7,15 @@
 
 namespace adapterd {
 
-// Handlers run on gRPC's threads and only check; the arithmetic runs on the workers.
-class MergeService final : public v1::MergeService::CallbackService {
+// Messages come and go as raw buffers (tensor_message.h); the wire format is that of the .proto.
+class MergeService final
+    : public v1::MergeService::WithRawCallbackMethod_Merge<v1::MergeService::Service> {
  public:
   explicit MergeService(DataPlane& plane);
 
   grpc::ServerUnaryReactor* Merge(grpc::CallbackServerContext* context,
-                                  const v1::MergeRequest* request,
-                                  v1::MergeResponse* response) override;
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
 
  private:
   DataPlane& plane_;

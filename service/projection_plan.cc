@@ -19,8 +19,11 @@ absl::Status CheckCount(const std::string& field, int64_t count, int64_t limit) 
   return Invalid(field, fmt::format("expected at most {}, found {}", limit, count));
 }
 
-absl::Status ReadActivations(const v1::Tensor& message, ProjectionPlan& plan) {
-  ASSIGN_OR_RETURN(FloatTensor input, FloatTensor::Read(message, "input"));
+using Request = TensorMessage<v1::ApplyProjectionRequest>;
+
+absl::Status ReadActivations(const Request& request, ProjectionPlan& plan) {
+  ASSIGN_OR_RETURN(FloatTensor input,
+                   FloatTensor::Read(request.message.input(), request.payloads, "input"));
   const Shape& shape = input.shape();
   if (shape.empty()) {
     return Error(Reason::kShapeMismatch, "input: expected [..., in_features], found a scalar")
@@ -33,14 +36,15 @@ absl::Status ReadActivations(const v1::Tensor& message, ProjectionPlan& plan) {
   return absl::OkStatus();
 }
 
-absl::Status ReadInput(const v1::ApplyProjectionRequest& request, ProjectionPlan& plan) {
-  if (!request.has_input()) return Invalid("input", "missing");
-  if (HoldsIntegers(request.input())) {
-    ASSIGN_OR_RETURN(IdTensor ids, IdTensor::Read(request.input(), "input"));
+absl::Status ReadInput(const Request& request, ProjectionPlan& plan) {
+  if (!request.message.has_input()) return Invalid("input", "missing");
+  if (HoldsIntegers(request.message.input())) {
+    ASSIGN_OR_RETURN(IdTensor ids,
+                     IdTensor::Read(request.message.input(), request.payloads, "input"));
     plan.leading = ids.shape();
     plan.input = std::move(ids);
   } else {
-    RETURN_IF_ERROR(ReadActivations(request.input(), plan));
+    RETURN_IF_ERROR(ReadActivations(request, plan));
   }
   ASSIGN_OR_RETURN(plan.rows, ElementCount(plan.leading));
   return CheckCount("input rows", plan.rows, kMaxRows);
@@ -103,8 +107,8 @@ absl::Status CheckBaseShape(const FloatTensor& base, const std::string& field,
       .With("actual", ShapeString(shape));
 }
 
-absl::Status ReadModule(const v1::ApplyProjectionRequest& request, int i, ProjectionPlan& plan) {
-  const v1::Projection& projection = request.projections(i);
+absl::Status ReadModule(const Request& request, int i, ProjectionPlan& plan) {
+  const v1::Projection& projection = request.message.projections(i);
   const std::string prefix = fmt::format("projections[{}]", i);
   ProjectionPlan::Module module;
   module.field = prefix + ".module";
@@ -112,13 +116,14 @@ absl::Status ReadModule(const v1::ApplyProjectionRequest& request, int i, Projec
   module.output_dtype = plan.input_dtype();
   if (projection.has_base_output()) {
     const std::string field = prefix + ".base_output";
-    ASSIGN_OR_RETURN(module.base_output, FloatTensor::Read(projection.base_output(), field));
+    ASSIGN_OR_RETURN(module.base_output,
+                     FloatTensor::Read(projection.base_output(), request.payloads, field));
     RETURN_IF_ERROR(CheckBaseShape(*module.base_output, field, plan));
     module.output_dtype = module.base_output->dtype();
   }
-  if (request.output_dtype() != v1::DATA_TYPE_UNSPECIFIED) {
-    ASSIGN_OR_RETURN(module.output_dtype,
-                     FloatTypeFromProto(request.output_dtype(), "output_dtype"));
+  const v1::DataType output_dtype = request.message.output_dtype();
+  if (output_dtype != v1::DATA_TYPE_UNSPECIFIED) {
+    ASSIGN_OR_RETURN(module.output_dtype, FloatTypeFromProto(output_dtype, "output_dtype"));
   }
   plan.modules.push_back(std::move(module));
   return absl::OkStatus();
@@ -126,17 +131,18 @@ absl::Status ReadModule(const v1::ApplyProjectionRequest& request, int i, Projec
 
 }  // namespace
 
-absl::StatusOr<ProjectionPlan> PlanProjection(const v1::ApplyProjectionRequest& request) {
+absl::StatusOr<ProjectionPlan> PlanProjection(const Request& request) {
+  const v1::ApplyProjectionRequest& message = request.message;
   ProjectionPlan plan;
-  plan.skip_untargeted = request.skip_untargeted();
-  plan.skip_disabled = request.skip_disabled();
+  plan.skip_untargeted = message.skip_untargeted();
+  plan.skip_disabled = message.skip_disabled();
   RETURN_IF_ERROR(ReadInput(request, plan));
-  RETURN_IF_ERROR(ReadSegments(request, plan));
-  if (request.projections().empty()) {
+  RETURN_IF_ERROR(ReadSegments(message, plan));
+  if (message.projections().empty()) {
     return Invalid("projections", "expected at least one, found none");
   }
-  RETURN_IF_ERROR(CheckCount("projections", request.projections_size(), kMaxProjections));
-  for (int i = 0; i < request.projections_size(); ++i) {
+  RETURN_IF_ERROR(CheckCount("projections", message.projections_size(), kMaxProjections));
+  for (int i = 0; i < message.projections_size(); ++i) {
     RETURN_IF_ERROR(ReadModule(request, i, plan));
   }
   return plan;

@@ -12,6 +12,7 @@
 #include "core/compute/projection.h"
 #include "service/adapter_refs.h"
 #include "service/tensor_convert.h"
+#include "service/tensor_message.h"
 
 namespace adapterd {
 
@@ -58,7 +59,8 @@ struct ProjectionPlan {
 };
 
 // INVALID_FIELD, SHAPE_MISMATCH, UNSUPPORTED_DTYPE, NOT_IMPLEMENTED.
-absl::StatusOr<ProjectionPlan> PlanProjection(const v1::ApplyProjectionRequest& request);
+absl::StatusOr<ProjectionPlan> PlanProjection(
+    const TensorMessage<v1::ApplyProjectionRequest>& request);
 
 }  // namespace adapterd
 

@@ -1,37 +1,31 @@
 #include "service/projection_service.h"
 
-#include "core/base/status_macros.h"
-#include "service/projection_plan.h"
-#include "service/projection_run.h"
+#include "service/projection_request.h"
+#include "service/projection_stream.h"
+#include "service/unary_request.h"
 
 namespace adapterd {
+namespace {
+
+constexpr char kService[] = "adapterd.v1.ProjectionService";
+
+}  // namespace
 
 ProjectionService::ProjectionService(DataPlane& plane)
     : plane_(plane),
-      apply_metrics_(
-          plane.environment.metrics.Rpc("adapterd.v1.ProjectionService", "ApplyProjection")) {}
+      streams_(kMaxProjectionStreams, "streams of projections"),
+      apply_metrics_(plane.environment.metrics.Rpc(kService, "ApplyProjection")),
+      stream_metrics_(plane.environment.metrics.Rpc(kService, "StreamProjections")) {}
 
-grpc::ServerUnaryReactor* ProjectionService::ApplyProjection(
-    grpc::CallbackServerContext* context, const v1::ApplyProjectionRequest* request,
-    v1::ApplyProjectionResponse* response) {
-  auto call = RpcCall::Start(plane_.environment, apply_metrics_, Plane::kData, context, *request);
-  if (call->answered()) return call.get();
-  absl::StatusOr<Admission::Ticket> admitted = plane_.admission.Admit(call->request_bytes());
-  absl::StatusOr<ProjectionPlan> plan =
-      admitted.ok() ? PlanProjection(*request) : admitted.status();
-  if (!plan.ok()) {
-    if (call->Claim()) call->Answer(plan.status());
-    return call.get();
-  }
-  std::vector<AdapterRef> refs = plan->adapters.refs();
-  const bool skip_disabled = plan->skip_disabled;
-  RunWithAdapters(plane_, call, *response, std::move(refs), skip_disabled,
-                  [this, call, response, plan = *std::move(plan), admitted = *std::move(admitted)](
-                      std::vector<AdapterHandle> handles, absl::Duration queued) mutable {
-                    plane_.environment.metrics.Apply(ApplyStage::kQueue, queued);
-                    return RunProjection(plane_, *call, plan, handles, admitted, *response);
-                  });
-  return call.get();
+grpc::ServerUnaryReactor* ProjectionService::ApplyProjection(grpc::CallbackServerContext* context,
+                                                             const grpc::ByteBuffer* request,
+                                                             grpc::ByteBuffer* response) {
+  return StartUnary<ProjectionRequest>(plane_, apply_metrics_, context, request, response);
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ProjectionService::StreamProjections(
+    grpc::CallbackServerContext* context) {
+  return ProjectionStream::Start(plane_, streams_, stream_metrics_, context).get();
 }
 
 }  // namespace adapterd

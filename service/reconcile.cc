@@ -200,12 +200,12 @@ void Reconcile(ControlPlane& plane, std::shared_ptr<RpcCall> call,
                const v1::ReconcileAdaptersRequest& request,
                v1::ReconcileAdaptersResponse& response) {
   std::vector<ReconcileStep> steps;
-  absl::AnyInvocable<absl::Status()> plan = [&]() -> absl::Status {
+  const absl::Status planned = GuardedCall([&]() -> absl::Status {
     ASSIGN_OR_RETURN(steps, Plan(plane.registry, request));
     return absl::OkStatus();
-  };
-  if (const absl::Status status = GuardedCall(plan); !status.ok()) {
-    if (call->Claim()) call->Answer(status);
+  });
+  if (!planned.ok()) {
+    if (call->Claim()) call->Answer(planned);
     return;
   }
   auto run = std::make_shared<ReconcileRun>(plane, call, response, std::move(steps));

@@ -6,9 +6,8 @@ namespace adapterd {
 
 std::shared_ptr<RpcCall> RpcCall::Start(RpcEnvironment& environment, RpcMetrics& metrics,
                                         Plane plane, grpc::CallbackServerContext* context,
-                                        const google::protobuf::Message& request) {
-  std::shared_ptr<RpcCall> call(new RpcCall(environment, metrics, plane, context,
-                                            static_cast<int64_t>(request.ByteSizeLong())));
+                                        int64_t request_bytes) {
+  std::shared_ptr<RpcCall> call(new RpcCall(environment, metrics, plane, context, request_bytes));
   call->self_ = call;
   const absl::Status status = call->record_.Admit();
   if (!status.ok() && call->Claim()) call->Answer(status);
@@ -18,14 +17,18 @@ std::shared_ptr<RpcCall> RpcCall::Start(RpcEnvironment& environment, RpcMetrics&
 void RpcCall::Run(const google::protobuf::Message& response,
                   absl::AnyInvocable<absl::Status()> work) {
   if (!Claim()) return;
-  const absl::Status status = GuardedCall(work);
+  const absl::Status status = GuardedCall([&] { return work(); });
   work = nullptr;
   Answer(status, &response);
 }
 
 void RpcCall::Answer(const absl::Status& status, const google::protobuf::Message* response) {
   const bool sized = status.ok() && response != nullptr;
-  Finish(record_.End(status, sized ? static_cast<int64_t>(response->ByteSizeLong()) : 0));
+  Answer(status, sized ? static_cast<int64_t>(response->ByteSizeLong()) : 0);
+}
+
+void RpcCall::Answer(const absl::Status& status, int64_t response_bytes) {
+  Finish(record_.End(status, response_bytes));
 }
 
 void RpcCall::OnDone() {

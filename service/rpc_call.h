@@ -25,7 +25,7 @@ class RpcCall final : public grpc::ServerUnaryReactor,
   // answered().
   static std::shared_ptr<RpcCall> Start(RpcEnvironment& environment, RpcMetrics& metrics,
                                         Plane plane, grpc::CallbackServerContext* context,
-                                        const google::protobuf::Message& request);
+                                        int64_t request_bytes);
 
   bool answered() const { return claimed_; }
 
@@ -34,6 +34,7 @@ class RpcCall final : public grpc::ServerUnaryReactor,
 
   // Ends the call. REQUIRES: Claim() was true for the caller.
   void Answer(const absl::Status& status, const google::protobuf::Message* response = nullptr);
+  void Answer(const absl::Status& status, int64_t response_bytes);
 
   // Runs `work` (GuardedCall) and answers with its status. What `work` holds is let go before the
   // answer, so that a client which has its answer finds the room free. REQUIRES: nobody has claimed
@@ -46,6 +47,7 @@ class RpcCall final : public grpc::ServerUnaryReactor,
   }
   const Cancellation& cancellation() const { return record_.cancellation(); }
   int64_t request_bytes() const { return record_.request_bytes(); }
+  absl::Time deadline() const { return record_.deadline(); }
   absl::Status CheckMessageSize(const char* what, int64_t bytes) const {
     return record_.CheckMessageSize(what, bytes);
   }

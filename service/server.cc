@@ -21,6 +21,7 @@
 #include "service/collectors.h"
 #include "service/folder_mode.h"
 #include "service/projection_plan.h"
+#include "service/short_work.h"
 
 namespace adapterd {
 namespace {
@@ -36,6 +37,9 @@ constexpr absl::Duration kDrainNotice = absl::Milliseconds(200);
 // that time (gRPC's do so every 5 s), and lose nothing.
 constexpr absl::Duration kCloseTimeout = absl::Seconds(2);
 constexpr int kMaxStreamsPerConnection = 1024;
+// Of request and reply buffers that are kept for the next: enough for two weights of 4096 x 4096 in
+// BF16 on their way at once, in both directions.
+constexpr int64_t kMaxIdleBufferBytes = int64_t{128} << 20;
 // For watchers to be told, unless they do not read; also no more than half of the drain timeout.
 constexpr absl::Duration kWatchersTimeout = absl::Seconds(1);
 
@@ -166,7 +170,7 @@ class Server::Parts {
                       export_pool, info,
                       draining,    storage.content.get(),
                       collector,   options.max_upload_bytes},
-        data_plane{environment, registry, kernels, workers, admission},
+        data_plane{environment, registry, kernels, workers, admission, buffers},
         adapter_service(control_plane),
         projection_service(data_plane),
         merge_service(data_plane) {
@@ -188,6 +192,7 @@ class Server::Parts {
   ThreadPool io_pool;
   AdapterRegistry registry;
   Admission admission;
+  BufferPool buffers{kMaxIdleBufferBytes};
   RpcEnvironment environment;
   const v1::GetServerInfoResponse info;
   ThreadPool workers;
@@ -246,7 +251,7 @@ AdminPages Server::Parts::MakePages() {
   pages.ready = [this] { return ready && !draining; };
   pages.metrics = [this] {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry);
-    for (auto& family : CollectServer(workers, io_pool, info.isa()))
+    for (auto& family : CollectServer(workers, io_pool, buffers, info.isa()))
       more.push_back(std::move(family));
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics.Text(more);
@@ -342,6 +347,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }
   ASSIGN_OR_RETURN(Storage storage, Storage::Open(options));
   std::unique_ptr<Server> server(new Server(std::make_unique<Parts>(options, std::move(storage))));
+  ASSIGN_OR_RETURN(server->parts_->data_plane.short_flops,
+                   MeasureShortFlops(server->parts_->kernels));
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
   RETURN_IF_ERROR(server->parts_->LoadFolder());
@@ -356,6 +363,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                               {"threads", int64_t{options.threads}},
                               {"memory_budget_bytes", options.memory_budget_bytes},
                               {"isa", server->parts_->kernels.isa()},
+                              {"short_flops", server->parts_->data_plane.short_flops},
                               {"onednn", Kernels::OneDnnVersion()}});
   return server;
 }
@@ -385,8 +393,12 @@ bool Server::Drain() {
   absl::SleepFor(std::min(kDrainNotice, parts_->options.drain_timeout));
   parts_->environment.open_calls.Close();
   const absl::Time cut = absl::Now() + std::min(kWatchersTimeout, (deadline - absl::Now()) / 2);
-  parts_->adapter_service.watchers().End();
-  if (!parts_->environment.open_calls.AwaitNone(cut)) parts_->adapter_service.watchers().Cut();
+  LongCalls* const long_calls[] = {&parts_->adapter_service.watchers(),
+                                   &parts_->projection_service.streams()};
+  for (LongCalls* calls : long_calls) calls->End();
+  if (!parts_->environment.open_calls.AwaitNone(cut)) {
+    for (LongCalls* calls : long_calls) calls->Cut();
+  }
   const bool clean = parts_->environment.open_calls.AwaitNone(deadline);
   // Not earlier: once told to shut down, gRPC closes a connection with its last call, and the reply
   // that the client has not read by then is lost. Without calls it waits for the client's word.

@@ -34,7 +34,7 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
   // admitted. Once, on the writing thread.
   void Run(absl::AnyInvocable<absl::Status()> work) {
     absl::Status status = record_.Admit();
-    if (status.ok()) status = GuardedCall(work);
+    if (status.ok()) status = GuardedCall([&] { return work(); });
     work = nullptr;
     this->Finish(record_.End(status, written_bytes_));
   }

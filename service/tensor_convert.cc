@@ -73,7 +73,7 @@ absl::StatusOr<Size> SizeOf(DType dtype, const Shape& shape, const std::string& 
 }
 
 template <typename Integer>
-std::vector<int64_t> IntegersOf(const std::string& data) {
+std::vector<int64_t> IntegersOf(std::span<const std::byte> data) {
   std::vector<Integer> values(data.size() / sizeof(Integer));
   if (values.empty()) return {};  // memcpy must not get its null pointer
   std::memcpy(values.data(), data.data(), values.size() * sizeof(Integer));
@@ -87,7 +87,8 @@ bool HoldsIntegers(const v1::Tensor& message) {
          message.dtype() == v1::DATA_TYPE_I64;
 }
 
-absl::StatusOr<IdTensor> IdTensor::Read(const v1::Tensor& message, const std::string& field) {
+absl::StatusOr<IdTensor> IdTensor::Read(const v1::Tensor& message, const TensorPayloads& payloads,
+                                        const std::string& field) {
   RETURN_IF_ERROR(CheckContents(message, field));
   const bool is_i32 = message.dtype() == v1::DATA_TYPE_I32;
   const DType dtype = is_i32 ? DType::kI32 : DType::kI64;
@@ -107,12 +108,12 @@ absl::StatusOr<IdTensor> IdTensor::Read(const v1::Tensor& message, const std::st
     tensor.values_.assign(message.int64_values().begin(), message.int64_values().end());
     return tensor;
   }
-  const auto found = static_cast<int64_t>(message.data().size());
+  const std::span<const std::byte> data = payloads.Find(message.data());
+  const auto found = static_cast<int64_t>(data.size());
   if (found != size.bytes) {
     return LengthError(field, tensor.shape_, dtype, "bytes of data", size.bytes, found);
   }
-  tensor.values_ =
-      is_i32 ? IntegersOf<int32_t>(message.data()) : IntegersOf<int64_t>(message.data());
+  tensor.values_ = is_i32 ? IntegersOf<int32_t>(data) : IntegersOf<int64_t>(data);
   return tensor;
 }
 
@@ -146,7 +147,9 @@ absl::StatusOr<DType> FloatTypeFromProto(v1::DataType type, const std::string& f
   }
 }
 
-absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message, const std::string& field) {
+absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message,
+                                              const TensorPayloads& payloads,
+                                              const std::string& field) {
   const int contents = ContentCount(message);
   RETURN_IF_ERROR(CheckContents(message, field));
   FloatTensor tensor;
@@ -158,7 +161,8 @@ absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message, const s
   }
   tensor.readable_ = message.f32_values_size() > 0;
   if (!tensor.readable_) {
-    const auto found = static_cast<int64_t>(message.data().size());
+    const std::span<const std::byte> data = payloads.Find(message.data());
+    const auto found = static_cast<int64_t>(data.size());
     if (contents == 0 && size.elements > 0) {
       return FieldError(Reason::kInvalidField, field,
                         fmt::format("shape {} needs data or f32_values, found neither",
@@ -167,7 +171,7 @@ absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message, const s
     if (found != size.bytes) {
       return LengthError(field, tensor.shape_, tensor.dtype_, "bytes of data", size.bytes, found);
     }
-    tensor.data_ = reinterpret_cast<const std::byte*>(message.data().data());
+    tensor.data_ = data.data();
     return tensor;
   }
   if (message.f32_values_size() != size.elements) {
@@ -184,29 +188,31 @@ absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message, const s
   return tensor;
 }
 
-TensorWriter::TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable)
-    : message_(message), dtype_(dtype) {
-  int64_t elements = 1;
-  for (int64_t dimension : shape) elements *= dimension;
+void SetTypeAndShape(DType dtype, const Shape& shape, v1::Tensor& message) {
   message.set_dtype(ToProto(dtype));
   message.mutable_shape()->Assign(shape.begin(), shape.end());
-  if (!readable) {
-    message.mutable_data()->resize(elements * FloatBytes(dtype));
-    data_ = reinterpret_cast<std::byte*>(message.mutable_data()->data());
-  } else if (dtype == DType::kF32) {
-    message.mutable_f32_values()->Resize(static_cast<int>(elements), 0);
-    data_ = reinterpret_cast<std::byte*>(message.mutable_f32_values()->mutable_data());
-  } else {
-    scratch_ = AlignedBuffer(elements * FloatBytes(dtype));
-    data_ = scratch_.data();
-  }
 }
 
-void TensorWriter::Finish() {
-  if (scratch_.size() == 0) return;
-  const auto elements = static_cast<int64_t>(scratch_.size()) / FloatBytes(dtype_);
+TensorWriter::TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable,
+                           BufferPool& pool)
+    : TensorWriter(message, dtype, shape, readable,
+                   pool.Take(static_cast<size_t>(*ByteCount(dtype, shape)))) {}
+
+TensorWriter::TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable,
+                           PooledBuffer buffer)
+    : message_(message), dtype_(dtype), readable_(readable), buffer_(std::move(buffer)) {
+  SetTypeAndShape(dtype, shape, message);
+}
+
+void TensorWriter::Finish(TensorPayloads& payloads) {
+  if (buffer_.size() == 0) return;
+  if (!readable_) {
+    message_.set_data(payloads.Add(std::move(buffer_)));
+    return;
+  }
+  const auto elements = static_cast<int64_t>(buffer_.size()) / FloatBytes(dtype_);
   message_.mutable_f32_values()->Resize(static_cast<int>(elements), 0);
-  ConvertToF32(dtype_, scratch_.data(), message_.mutable_f32_values()->mutable_data(), elements);
+  ConvertToF32(dtype_, buffer_.data(), message_.mutable_f32_values()->mutable_data(), elements);
 }
 
 }  // namespace adapterd

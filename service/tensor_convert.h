@@ -7,18 +7,21 @@
 
 #include "absl/status/statusor.h"
 #include "adapterd/v1/tensor.pb.h"
+#include "core/tensor/buffer_pool.h"
 #include "core/tensor/tensor.h"
+#include "service/tensor_payloads.h"
 
 namespace adapterd {
 
-// A request's tensor of floats, checked. Views the message's own bytes where it can; the message
-// must outlive it. Movable.
+// A request's tensor of floats, checked. Views the message's own values and their payload where it
+// can; both must outlive it. Movable.
 class FloatTensor {
  public:
   // `field` is what errors call it: "input", "projections[1].base_output". Errors: INVALID_FIELD
   // (no or two contents, no dtype with data), SHAPE_MISMATCH, UNSUPPORTED_DTYPE (integers,
   // unknown).
-  static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message, const std::string& field);
+  static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message, const TensorPayloads& payloads,
+                                          const std::string& field);
 
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
@@ -41,7 +44,8 @@ bool HoldsIntegers(const v1::Tensor& message);
 class IdTensor {
  public:
   // Errors as FloatTensor::Read; UNSUPPORTED_DTYPE for floats.
-  static absl::StatusOr<IdTensor> Read(const v1::Tensor& message, const std::string& field);
+  static absl::StatusOr<IdTensor> Read(const v1::Tensor& message, const TensorPayloads& payloads,
+                                       const std::string& field);
 
   const Shape& shape() const { return shape_; }
   const std::vector<int64_t>& values() const { return values_; }
@@ -54,20 +58,27 @@ class IdTensor {
 // A reply's tensor while it is being filled. The message must outlive it.
 class TensorWriter {
  public:
-  // Gives `message` dtype, shape and room. REQUIRES: the shape's byte count fits.
-  TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable);
+  // Gives `message` dtype and shape, and makes room. REQUIRES: the shape's byte count fits.
+  TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable,
+               BufferPool& pool);
+  // The same, in the memory of `buffer`, which has the right size.
+  TensorWriter(v1::Tensor& message, DType dtype, const Shape& shape, bool readable,
+               PooledBuffer buffer);
 
-  std::byte* data() { return data_; }
+  std::byte* data() { return buffer_.data(); }
 
-  // Call once data() is filled: readable half-precision values are widened into f32_values.
-  void Finish();
+  // Call once data() is filled: the message gets a ticket for it, or readable values.
+  void Finish(TensorPayloads& payloads);
 
  private:
   v1::Tensor& message_;
   const DType dtype_;
-  AlignedBuffer scratch_;  // only for readable half-precision tensors
-  std::byte* data_ = nullptr;
+  const bool readable_;
+  PooledBuffer buffer_;
 };
+
+// What a tensor has besides its content.
+void SetTypeAndShape(DType dtype, const Shape& shape, v1::Tensor& message);
 
 v1::DataType ToProto(DType dtype);
 

@@ -62,8 +62,7 @@ void UploadCall::OnReadDone(bool ok) {
 }
 
 void UploadCall::TakeMessage() {
-  absl::AnyInvocable<absl::Status()> take = [this] { return Take(); };
-  const absl::Status status = GuardedCall(take);
+  const absl::Status status = GuardedCall([this] { return Take(); });
   if (!status.ok()) return End(status);
   StartRead(&message_);
 }
@@ -99,8 +98,8 @@ absl::Status UploadCall::TakeChunk(const v1::UploadChunk& chunk) {
 
 void UploadCall::CommitAndLoad() {
   v1::UploadAdapterRequest().Swap(&message_);  // its memory is not needed for the load
-  absl::AnyInvocable<absl::Status()> commit = [this] { return Commit(); };
-  if (const absl::Status status = GuardedCall(commit); !status.ok()) return Discard(status);
+  const absl::Status status = GuardedCall([this] { return Commit(); });
+  if (!status.ok()) return Discard(status);
   load_.source.stored = stored_.key();
   load_.reloadable = !plane_.content->temporary();
   auto ticket = plane_.registry.Load(

@@ -1,7 +1,5 @@
 #include "service/watch_call.h"
 
-#include <fmt/format.h>
-
 #include <utility>
 
 #include "core/base/error.h"
@@ -10,8 +8,6 @@
 
 namespace adapterd {
 namespace {
-
-absl::Status Draining() { return Error(Reason::kDraining, "the server is shutting down"); }
 
 v1::AdapterEventType ToProto(AdapterEventType type) {
   switch (type) {
@@ -40,39 +36,6 @@ void ToProto(const AdapterEvent& event, v1::AdapterEvent& out) {
 }
 
 }  // namespace
-
-absl::Status Watchers::Add(std::shared_ptr<WatchCall> watch) {
-  absl::MutexLock lock(&mutex_);
-  if (ended_) return Draining();
-  if (watches_.size() >= kMaxWatchers) {
-    return Error(Reason::kOverloaded,
-                 fmt::format("{} watches are open, the most that may be", watches_.size()));
-  }
-  watches_.insert(std::move(watch));
-  return absl::OkStatus();
-}
-
-void Watchers::Remove(const std::shared_ptr<WatchCall>& watch) {
-  absl::MutexLock lock(&mutex_);
-  watches_.erase(watch);
-}
-
-std::set<std::shared_ptr<WatchCall>> Watchers::Copy() const {
-  absl::MutexLock lock(&mutex_);
-  return watches_;
-}
-
-void Watchers::End() {
-  {
-    absl::MutexLock lock(&mutex_);
-    ended_ = true;
-  }
-  for (const std::shared_ptr<WatchCall>& watch : Copy()) watch->End(Draining());
-}
-
-void Watchers::Cut() {
-  for (const std::shared_ptr<WatchCall>& watch : Copy()) watch->Cut();
-}
 
 WatchCall::WatchCall(const WatchPlane& plane, RpcMetrics& metrics,
                      grpc::CallbackServerContext* context, const v1::WatchAdaptersRequest& request)
@@ -184,6 +147,7 @@ void WatchCall::OnWriteDone(bool ok) {
 }
 
 void WatchCall::OnCancel() {
+  const std::shared_ptr<WatchCall> self = shared_from_this();  // not freed before the last line
   record_.OnCancel();
   End(absl::CancelledError("the caller went away"));
 }

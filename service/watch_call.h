@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <memory>
-#include <set>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -14,48 +13,26 @@
 #include "core/base/thread_pool.h"
 #include "core/registry/event_log.h"
 #include "service/call_record.h"
+#include "service/long_calls.h"
 
 namespace adapterd {
 
 // Every change is sent once to each.
 inline constexpr size_t kMaxWatchers = 256;
 
-class WatchCall;
-
-// The watches of a server, so that there are not too many and a drain can end them. Any thread;
-// outlives its watches.
-class Watchers {
- public:
-  // DRAINING once they were ended, OVERLOADED above kMaxWatchers.
-  absl::Status Add(std::shared_ptr<WatchCall> watch) ABSL_LOCKS_EXCLUDED(mutex_);
-  void Remove(const std::shared_ptr<WatchCall>& watch) ABSL_LOCKS_EXCLUDED(mutex_);
-
-  // Lets no more in, and ends all with DRAINING: at once, but for those whose client does not take
-  // what was sent to it.
-  void End() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Cuts off the latter.
-  void Cut() ABSL_LOCKS_EXCLUDED(mutex_);
-
- private:
-  std::set<std::shared_ptr<WatchCall>> Copy() const ABSL_LOCKS_EXCLUDED(mutex_);
-
-  mutable absl::Mutex mutex_;
-  std::set<std::shared_ptr<WatchCall>> watches_ ABSL_GUARDED_BY(mutex_);
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
-};
-
 // What watches work with; all of it outlives them.
 struct WatchPlane {
   RpcEnvironment& environment;
   EventLog& events;
   ThreadPool& pool;  // builds messages; never waits
-  Watchers& watchers;
+  LongCalls& watchers;
 };
 
 // One watch: a position in the event log. No thread waits for it; whatever happens (an event, a
 // message that was taken, the client leaving, a drain) makes a step on the pool, which sends the
 // next event or ends the call. Shared by gRPC (until OnDone), the event log and jobs of the pool.
 class WatchCall final : public grpc::ServerWriteReactor<v1::WatchAdaptersResponse>,
+                        public LongCall,
                         public std::enable_shared_from_this<WatchCall> {
  public:
   // Ends at once with INVALID_FIELD, SEQUENCE_EXPIRED, OVERLOADED or DRAINING when it cannot begin.
@@ -64,10 +41,8 @@ class WatchCall final : public grpc::ServerWriteReactor<v1::WatchAdaptersRespons
                                           grpc::CallbackServerContext* context,
                                           const v1::WatchAdaptersRequest& request);
 
-  // Ends it with `status` as soon as no message is on its way. The first status counts.
-  void End(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Cancels the call when a message is on its way.
-  void Cut() ABSL_LOCKS_EXCLUDED(mutex_);
+  void End(const absl::Status& status) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void Cut() override ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   WatchCall(const WatchPlane& plane, RpcMetrics& metrics, grpc::CallbackServerContext* context,

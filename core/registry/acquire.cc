@@ -9,12 +9,6 @@
 namespace adapterd {
 namespace {
 
-absl::Status CannotServe(const std::string& name, const absl::Status& error) {
-  return Error(Reason::kAdapterFailed,
-               fmt::format("adapter \"{}\" cannot serve: {}", name, std::string(error.message())))
-      .With("adapter", name);
-}
-
 absl::Status IsDisabled(const std::string& name) {
   return Error(Reason::kAdapterDisabled, fmt::format("adapter \"{}\" is disabled", name))
       .With("adapter", name);
@@ -87,6 +81,36 @@ absl::StatusOr<AdapterRegistry::Use> AdapterRegistry::FindUse(const AdapterRef& 
   return Use{std::move(record), entry.usage};
 }
 
+absl::StatusOr<std::vector<AdapterRegistry::Use>> AdapterRegistry::FindUses(
+    const std::vector<AdapterRef>& refs, Disabled disabled, JobPtr& first_load) const {
+  std::vector<Use> uses;
+  uses.reserve(refs.size());
+  for (const AdapterRef& ref : refs) {
+    ASSIGN_OR_RETURN(Use use, FindUse(ref, disabled, first_load));
+    if (first_load != nullptr) break;
+    uses.push_back(std::move(use));
+  }
+  return uses;
+}
+
+bool AdapterRegistry::AreAllHere(const std::vector<Use>& uses) {
+  return std::all_of(uses.begin(), uses.end(), [](const Use& use) {
+    return use.record == nullptr || use.record->lease != nullptr;
+  });
+}
+
+std::optional<absl::StatusOr<std::vector<AdapterHandle>>> AdapterRegistry::AcquireNow(
+    const std::vector<AdapterRef>& refs, bool skip_disabled) {
+  absl::MutexLock lock(&mutex_);
+  if (stopping_) return std::nullopt;
+  JobPtr first_load;
+  const absl::StatusOr<std::vector<Use>> uses =
+      FindUses(refs, skip_disabled ? Disabled::kSkip : Disabled::kRefuse, first_load);
+  if (!uses.ok()) return uses.status();
+  if (first_load != nullptr || !AreAllHere(*uses)) return std::nullopt;
+  return Grant(*uses);
+}
+
 // Looks at all refs anew: what they mean may have changed while it waited. Leaves an answer, or
 // something that it waits for.
 void AdapterRegistry::Resolve(const AcquisitionPtr& acquisition) {
@@ -95,41 +119,36 @@ void AdapterRegistry::Resolve(const AcquisitionPtr& acquisition) {
     a.answer = GaveUp();
     return;
   }
-  std::vector<Use> uses;
-  for (const AdapterRef& ref : a.refs) {
-    JobPtr first_load;
-    absl::StatusOr<Use> use = FindUse(ref, a.disabled, first_load);
-    if (!use.ok()) {
-      a.answer = use.status();
-      return;
-    }
-    if (first_load != nullptr) {
-      StopWaiting(acquisition);
-      a.wanted.clear();
-      DropUnwanted(a);
-      Wait(first_load, first_load->ready_waiters, a.ticket,
-           [this, acquisition](const Outcome&) { TryAcquire(acquisition); });
-      return;
-    }
-    uses.push_back(*std::move(use));
+  JobPtr first_load;
+  const absl::StatusOr<std::vector<Use>> uses = FindUses(a.refs, a.disabled, first_load);
+  if (!uses.ok()) {
+    a.answer = uses.status();
+    return;
+  }
+  if (first_load != nullptr) {
+    StopWaiting(acquisition);
+    a.wanted.clear();
+    DropUnwanted(a);
+    Wait(first_load, first_load->ready_waiters, a.ticket,
+         [this, acquisition](const Outcome&) { TryAcquire(acquisition); });
+    return;
+  }
+  if (AreAllHere(*uses)) {
+    a.answer = Grant(*uses);
+    return;
   }
   a.wanted.clear();
-  bool all_here = true;
-  for (const Use& use : uses) {
-    if (use.record == nullptr) continue;
-    a.wanted.insert(use.record);
-    all_here = all_here && use.record->lease != nullptr;
+  for (const Use& use : *uses) {
+    if (use.record != nullptr) a.wanted.insert(use.record);
   }
-  if (all_here) {
-    Grant(a, uses);
-  } else if (absl::Status room = CheckRoom(a.wanted); !room.ok()) {
+  if (absl::Status room = CheckRoom(a.wanted); !room.ok()) {
     a.answer = std::move(room);
   } else if (a.wanted.size() == 1 || StandInLine(acquisition)) {
     BringBack(acquisition);
   }
 }
 
-void AdapterRegistry::Grant(Acquisition& acquisition, const std::vector<Use>& uses) {
+std::vector<AdapterHandle> AdapterRegistry::Grant(const std::vector<Use>& uses) {
   std::vector<AdapterHandle> handles;
   handles.reserve(uses.size());
   for (const Use& use : uses) {
@@ -140,7 +159,7 @@ void AdapterRegistry::Grant(Acquisition& acquisition, const std::vector<Use>& us
     Touch(*use.record);
     handles.emplace_back(use.record->lease, use.usage, signal_);
   }
-  acquisition.answer = std::move(handles);
+  return handles;
 }
 
 bool AdapterRegistry::StandInLine(const AcquisitionPtr& acquisition) {

@@ -102,6 +102,11 @@ class AdapterRegistry {
   TicketPtr Acquire(std::vector<AdapterRef> refs, bool skip_disabled,
                     Done<std::vector<AdapterHandle>> done) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // The same when that needs no waiting: nullopt otherwise. Costs a short lock and no allocation
+  // but for the handles.
+  std::optional<absl::StatusOr<std::vector<AdapterHandle>>> AcquireNow(
+      const std::vector<AdapterRef>& refs, bool skip_disabled) ABSL_LOCKS_EXCLUDED(mutex_);
+
   // Gives up waiting: the callback runs with CANCELLED unless it ran already, and a load that
   // nobody waits for any more is dropped. No effect on a change that has begun.
   void Cancel(const TicketPtr& ticket) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -239,7 +244,12 @@ class AdapterRegistry {
   absl::StatusOr<Use> FindUse(const AdapterRef& ref, Disabled disabled, JobPtr& first_load) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   static absl::StatusOr<RecordPtr> FindRevision(const AdapterRef& ref, const Entry& entry);
-  void Grant(Acquisition& acquisition, const std::vector<Use>& uses)
+  // Incomplete when there is a `first_load` to wait for.
+  absl::StatusOr<std::vector<Use>> FindUses(const std::vector<AdapterRef>& refs, Disabled disabled,
+                                            JobPtr& first_load) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  static bool AreAllHere(const std::vector<Use>& uses);
+  std::vector<AdapterHandle> Grant(const std::vector<Use>& uses)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool StandInLine(const AcquisitionPtr& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LeaveLine(Acquisition& acquisition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

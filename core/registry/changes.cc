@@ -28,12 +28,6 @@ class FreeCounter {
   AdapterRegistry::Done<UnloadResult> done_;  // empty when nobody waits
 };
 
-absl::Status Failed(const std::string& name, const absl::Status& error) {
-  return Error(Reason::kAdapterFailed,
-               fmt::format("adapter \"{}\" cannot serve: {}", name, std::string(error.message())))
-      .With("adapter", name);
-}
-
 }  // namespace
 
 void AdapterRegistry::Wait(const JobPtr& job, WaitingList& list, const TicketPtr& ticket,
@@ -132,7 +126,7 @@ void AdapterRegistry::RunChange(const JobPtr& job, const std::string& name, Chan
       Entry& entry = entries_.at(name);  // stays as long as the job runs
       owner = entry.owner;
       if (entry.state.current == nullptr) {
-        result = Failed(name, entry.failure);
+        result = CannotServe(name, entry.failure);
       } else if (absl::StatusOr<std::optional<State>> changed = change(entry); !changed.ok()) {
         result = changed.status();
       } else if (next = *std::move(changed); !next.has_value()) {

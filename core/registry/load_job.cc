@@ -287,6 +287,7 @@ absl::Status AdapterRegistry::Publish(Job& job, const RecordPtr& record, const L
     absl::MutexLock lock(&mutex_);
     RETURN_IF_ERROR(job.cancellation.Check());
     next = NextState(entries_.at(name), job, record);
+    if (result.already_loaded) next.etag = entries_.at(name).state.etag;  // only memory changes
   }
   RETURN_IF_ERROR(WriteDown(name, job.load->owner, next));
   Leases dropped;  // freed after the lock: destroyed last

@@ -161,6 +161,15 @@ inline absl::Status RevisionMismatch(const std::string& name, const std::string&
       .With("actual", actual);
 }
 
+inline absl::Status CannotServe(const std::string& name, const absl::Status& error) {
+  return Error(Reason::kAdapterFailed,
+               fmt::format("adapter \"{}\" cannot serve: {}", name, std::string(error.message())))
+      .With("adapter", name);
+}
+
+// Records with equal keys compute the same numbers.
+inline std::string KeyOf(const RevisionRecord& info) { return info.revision + info.derived_digest; }
+
 inline absl::Status GaveUp() { return absl::CancelledError("the caller gave up waiting"); }
 
 }  // namespace adapterd

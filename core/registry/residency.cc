@@ -15,8 +15,6 @@ constexpr size_t kCandidates = 8;
 // norms take a pass over the base.
 constexpr double kBaseCost = 4;
 
-std::string KeyOf(const RevisionRecord& info) { return info.revision + info.derived_digest; }
-
 double ReloadCost(const RevisionRecord& info) {
   return info.source.base_checkpoint.empty() ? 1 : kBaseCost;
 }

@@ -52,7 +52,7 @@ void AdapterRegistry::RunRestoration(const RecordPtr& record) {
     absl::MutexLock lock(&mutex_);
     info = record->info;
     cancellation = record->restoration->cancellation;
-    const auto same = contents_.find(info->revision + info->derived_digest);
+    const auto same = contents_.find(KeyOf(*info));
     if (same != contents_.end()) {
       other = same->second->records.front()->info;
       lease = same->second->records.front()->lease;
@@ -150,7 +150,7 @@ bool AdapterRegistry::Park(const RecordPtr& record, int64_t bytes) {
   // Whoever let go before it was wanted told nobody, and so did another name's equal content.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   const int64_t missing = bytes - (budget_->limit() - budget_->used());
-  const bool is_here = contents_.count(record->info->revision + record->info->derived_digest) > 0;
+  const bool is_here = contents_.count(KeyOf(*record->info)) > 0;
   if (is_here || missing <= 0 || !PlanEviction(missing, nullptr).empty()) SubmitParked();
   return true;
 }
@@ -190,7 +190,7 @@ void AdapterRegistry::FinishRestoration(const RecordPtr& record, absl::StatusOr<
     if (record->entry != nullptr) {
       event.name = record->entry->name;
       if (loaded.ok()) {
-        event.read = contents_.count(record->info->revision + record->info->derived_digest) == 0;
+        event.read = contents_.count(KeyOf(*record->info)) == 0;
         Attach(*record, loaded->adapter, loaded->manifest);
         if (event.read) thrash_guard_.Restored(now, record->content->loaded().memory_bytes());
         if (record->IsCurrent()) AddEvent(AdapterEventType::kRestored, *record->entry);

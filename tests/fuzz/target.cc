@@ -22,8 +22,8 @@ int64_t& CountOf(const Target& target, std::string_view deep_check) {
 
 std::span<const Target* const> AllTargets() {
   static const Target* const kTargets[] = {&SafetensorsTarget(), &PeftConfigTarget(),
-                                           &PeftKeyTarget(), &PeftPatternTarget(),
-                                           &PeftOpenTarget()};
+                                           &PeftKeyTarget(),     &PeftPatternTarget(),
+                                           &PeftOpenTarget(),    &TensorMessageTarget()};
   return kTargets;
 }
 

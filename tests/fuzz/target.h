@@ -32,6 +32,9 @@ const Target& PeftPatternTarget();
 // The text of a config, NUL, the JSON of a weights file's header: a folder as it is opened.
 const Target& PeftOpenTarget();
 
+// The bytes of a StreamProjectionsRequest.
+const Target& TensorMessageTarget();
+
 std::span<const Target* const> AllTargets();
 
 // Counts of this process. A check is told by its name in the table, which outlives it. One thread.

@@ -160,7 +160,8 @@ class UnloadTest(LifecycleTest):
         self.right = delta_of(self.truth, Q0, self.x)
 
     def check(self, reply, revision=None):
-        np.testing.assert_array_equal(from_proto(reply.outputs[0].output).values(), self.right)
+        values = from_proto(reply.outputs[0].output).values()
+        np.testing.assert_array_equal(values, np.broadcast_to(self.right, values.shape))
         self.assertEqual([u.revision for u in reply.adapters],
                          [revision or self.truth.revision()])
 
@@ -169,7 +170,10 @@ class UnloadTest(LifecycleTest):
         x = array(np.ones((64, 64))).proto()
         request, _ = heavy_request(self.client, "busy", x, SMALL_WORK)
         self.queue = [self.client.apply_later(request) for _ in range(100)]
-        held = self.client.apply_later(self.request)  # arrives last on this connection
+        # Arrives last on this connection, and is too long to be computed where it arrives.
+        long = apply_request("a", Q0, array(np.repeat(self.x, 2048, axis=0)).proto())
+        long.projections.extend([long.projections[0]] * 199)
+        held = self.client.apply_later(long)
         until(lambda: self.client.get("a").in_flight == 1, "a request in flight")
         self.assertFalse(held.done(), "there is work left")
         return held

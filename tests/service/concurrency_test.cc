@@ -54,6 +54,7 @@ class ConcurrencyTest : public ::testing::Test {
   void Start(TestServerOptions options) {
     options.opener = sources_.opener();
     options.threads = 1;
+    options.short_flops = 0;
     server_ = std::make_unique<TestServer>(options);
   }
 

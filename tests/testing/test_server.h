@@ -39,7 +39,8 @@ struct TestServerOptions {
   int threads = 2;
   int io_threads = 2;
   size_t keep_revisions = 0;
-  AdapterOpener opener;  // empty: reads what is below dir()
+  int64_t short_flops = 6'000'000;  // 0: all work goes through the queue
+  AdapterOpener opener;             // empty: reads what is below dir()
 };
 
 // An answer as a client gets it.
@@ -70,7 +71,8 @@ class TestServer {
         control_plane_{
             environment_, registry_, io_pool_,       control_pool_, export_pool_,
             info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
-        data_plane_{environment_, registry_, kernels_, workers_, admission_},
+        data_plane_{environment_, registry_, kernels_,           workers_,
+                    admission_,   buffers_,  options.short_flops},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
         merge_service_(data_plane_) {
@@ -107,7 +109,9 @@ class TestServer {
   Metrics& metrics() { return metrics_; }
   std::atomic<bool>& draining() { return draining_; }
   ThreadPool& workers() { return workers_; }
-  Watchers& watchers() { return adapter_service_.watchers(); }
+  const BufferPool& buffers() const { return buffers_; }
+  LongCalls& streams() { return projection_service_.streams(); }
+  LongCalls& watchers() { return adapter_service_.watchers(); }
   // Lets no more calls in; true when all that were in have left within `patience`.
   bool AwaitNoCalls(absl::Duration patience) {
     environment_.open_calls.Close();
@@ -180,7 +184,7 @@ class TestServer {
   // What /metrics would say.
   std::string MetricsText() {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry_);
-    for (auto& family : CollectServer(workers_, io_pool_, kernels_.isa()))
+    for (auto& family : CollectServer(workers_, io_pool_, buffers_, kernels_.isa()))
       more.push_back(std::move(family));
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics_.Text(more);
@@ -248,6 +252,7 @@ class TestServer {
   const std::unique_ptr<ContentStore> content_;
   AdapterRegistry registry_;
   Admission admission_;
+  BufferPool buffers_{int64_t{64} << 20};
   RpcEnvironment environment_;
   const v1::GetServerInfoResponse info_;
   ThreadPool workers_;

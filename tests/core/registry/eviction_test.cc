@@ -185,6 +185,17 @@ TEST_P(EvictionTest, AfterARollbackItIsStillTheOlderContentThatStays) {
   EXPECT_EQ(newer[0]->revision(), RevisionOf("2"));
 }
 
+TEST_P(EvictionTest, LoadingAnEvictedAdapterAgainChangesNothingButItsMemory) {
+  ASSERT_OK_AND_ASSIGN(const LoadResult first, LoadOwn("x"));
+  EvictAll();
+  ASSERT_EQ(StateOf("x"), AdapterState::kEvicted);
+  ASSERT_OK_AND_ASSIGN(const LoadResult again, LoadOwn("x"));
+  EXPECT_TRUE(again.already_loaded);
+  EXPECT_EQ(again.replaced_revision, "");
+  EXPECT_EQ(again.adapter.etag, first.adapter.etag);
+  EXPECT_EQ(StateOf("x"), AdapterState::kReady);
+}
+
 TEST_P(EvictionTest, AKeptRevisionFromAnotherSourceGoesAndComesBack) {
   options_.keep_revisions = 1;
   Start(2 * Unit());

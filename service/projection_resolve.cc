@@ -1,29 +1,12 @@
-#include "service/projection_run.h"
+#include "service/projection_resolve.h"
 
 #include <fmt/format.h>
 
-#include "core/base/checked_math.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
-#include "core/compute/projection.h"
 
 namespace adapterd {
 namespace {
-
-// One module of the request in one of its adapters.
-struct ResolvedTerm {
-  ResolvedModule module;
-  const PackedPair* pair = nullptr;  // null: of no rank, adds nothing
-  const float* bias = nullptr;       // B's own
-  std::optional<DoraRescale> dora;   // of an adapter that is DoRA there
-  double factor = 1;                 // on the delta, without the request's weight
-};
-
-struct ResolvedProjection {
-  std::vector<std::optional<ResolvedTerm>> by_ref;  // nullopt: not targeted, skipped
-  std::string path;                                 // of the first that targets it
-  std::optional<int64_t> out_features;              // nullopt: nothing tells
-};
 
 absl::Status About(absl::Status status, const std::string& field, const AdapterRef& ref,
                    const ModuleInfo& info) {
@@ -129,9 +112,24 @@ absl::StatusOr<ResolvedTerm> ResolveTerm(const ProjectionPlan& plan,
   return term;
 }
 
-absl::StatusOr<ResolvedProjection> Resolve(const ProjectionPlan& plan,
-                                           const ProjectionPlan::Module& module,
-                                           const std::vector<AdapterHandle>& handles) {
+// DoRA rescales what the base model and nobody else put out.
+absl::Status CheckDora(const ResolvedTerm& term, double weight, size_t terms,
+                       const std::string& field, const AdapterRef& ref) {
+  if (!term.dora || (weight == 1 && terms == 1)) return absl::OkStatus();
+  const ModuleInfo& info = *term.module.info;
+  return About(Error(Reason::kInvalidField,
+                     fmt::format("{}: adapter \"{}\" is DoRA on module {}, which goes {}", field,
+                                 ref.name, info.path,
+                                 weight == 1 ? "with no other adapter in its segment"
+                                             : "with weight 1 alone")),
+               field, ref, info);
+}
+
+}  // namespace
+
+absl::StatusOr<ResolvedProjection> ResolveProjection(const ProjectionPlan& plan,
+                                                     const ProjectionPlan::Module& module,
+                                                     const std::vector<AdapterHandle>& handles) {
   ResolvedProjection resolved;
   if (module.base_output) resolved.out_features = module.base_output->shape().back();
   const std::vector<AdapterRef>& refs = plan.adapters.refs();
@@ -155,44 +153,11 @@ absl::StatusOr<ResolvedProjection> Resolve(const ProjectionPlan& plan,
   return resolved;
 }
 
-Shape OutputShape(const ProjectionPlan& plan, const ResolvedProjection& resolved) {
-  Shape shape = plan.leading;
-  shape.push_back(resolved.out_features.value_or(0));
-  return shape;
-}
-
-absl::StatusOr<int64_t> OutputBytes(const ProjectionPlan& plan,
-                                    const std::vector<ResolvedProjection>& resolved) {
-  int64_t total = 0;
-  for (size_t i = 0; i < resolved.size(); ++i) {
-    // Readable replies hold floats, whatever the dtype.
-    const DType dtype = plan.readable() ? DType::kF32 : plan.modules[i].output_dtype;
-    ASSIGN_OR_RETURN(int64_t bytes, ByteCount(dtype, OutputShape(plan, resolved[i])));
-    const auto sum = CheckedAdd(total, bytes);
-    if (!sum) return Error(Reason::kShapeMismatch, "the size of the outputs overflows");
-    total = *sum;
-  }
-  return total;
-}
-
-// DoRA rescales what the base model and nobody else put out.
-absl::Status CheckDora(const ResolvedTerm& term, double weight, size_t terms,
-                       const std::string& field, const AdapterRef& ref) {
-  if (!term.dora || (weight == 1 && terms == 1)) return absl::OkStatus();
-  const ModuleInfo& info = *term.module.info;
-  return About(Error(Reason::kInvalidField,
-                     fmt::format("{}: adapter \"{}\" is DoRA on module {}, which goes {}", field,
-                                 ref.name, info.path,
-                                 weight == 1 ? "with no other adapter in its segment"
-                                             : "with weight 1 alone")),
-               field, ref, info);
-}
-
-// The terms of one module, segment by segment; counts what contributes.
-absl::StatusOr<std::vector<ProjectionSegment>> Segments(const ProjectionPlan& plan,
-                                                        const std::string& field,
-                                                        const ResolvedProjection& resolved,
-                                                        std::vector<bool>& used, int32_t& applied) {
+absl::StatusOr<std::vector<ProjectionSegment>> ResolveSegments(const ProjectionPlan& plan,
+                                                               const std::string& field,
+                                                               const ResolvedProjection& resolved,
+                                                               std::vector<bool>& used,
+                                                               int32_t& applied) {
   std::vector<ProjectionSegment> segments;
   segments.reserve(plan.segments.size());
   for (const ProjectionPlan::Segment& segment : plan.segments) {
@@ -215,75 +180,6 @@ absl::StatusOr<std::vector<ProjectionSegment>> Segments(const ProjectionPlan& pl
     }
   }
   return segments;
-}
-
-class ResponseBuilder {
- public:
-  ResponseBuilder(const ProjectionPlan& plan, v1::ApplyProjectionResponse& response)
-      : plan_(plan), response_(response), used_(plan.adapters.refs().size(), false) {}
-
-  absl::StatusOr<ProjectionTarget> AddOutput(const ProjectionPlan::Module& module,
-                                             const ResolvedProjection& resolved) {
-    v1::ProjectionOutput& output = *response_.add_outputs();
-    int32_t applied = 0;
-    ProjectionTarget target;
-    ASSIGN_OR_RETURN(target.segments, Segments(plan_, module.field, resolved, used_, applied));
-    output.set_applied(applied);
-    output.set_path(resolved.path);
-    writers_.emplace_back(*output.mutable_output(), module.output_dtype,
-                          OutputShape(plan_, resolved), plan_.readable());
-    const int64_t width = resolved.out_features.value_or(0);
-    target.output = {module.output_dtype, plan_.rows, width, writers_.back().data()};
-    if (module.base_output) {
-      target.base_output =
-          MatrixView{module.base_output->dtype(), plan_.rows, width, module.base_output->data()};
-    }
-    return target;
-  }
-
-  void Finish(const std::vector<AdapterHandle>& handles) {
-    for (TensorWriter& writer : writers_) writer.Finish();
-    AddUses(plan_.adapters.refs(), handles, used_, *response_.mutable_adapters());
-  }
-
- private:
-  const ProjectionPlan& plan_;
-  v1::ApplyProjectionResponse& response_;
-  std::vector<bool> used_;
-  std::vector<TensorWriter> writers_;
-};
-
-}  // namespace
-
-absl::Status RunProjection(DataPlane& plane, const RpcCall& call, const ProjectionPlan& plan,
-                           const std::vector<AdapterHandle>& handles, Admission::Ticket& admitted,
-                           v1::ApplyProjectionResponse& response) {
-  Metrics& metrics = plane.environment.metrics;
-  const absl::Time start = absl::Now();
-  std::vector<ResolvedProjection> resolved;
-  for (const ProjectionPlan::Module& module : plan.modules) {
-    ASSIGN_OR_RETURN(resolved.emplace_back(), Resolve(plan, module, handles));
-  }
-  ASSIGN_OR_RETURN(const int64_t output_bytes, OutputBytes(plan, resolved));
-  RETURN_IF_ERROR(call.CheckMessageSize("reply", output_bytes));
-  RETURN_IF_ERROR(admitted.Grow(output_bytes));
-  ResponseBuilder builder(plan, response);
-  std::vector<ProjectionTarget> targets;
-  for (size_t i = 0; i < resolved.size(); ++i) {
-    ASSIGN_OR_RETURN(targets.emplace_back(), builder.AddOutput(plan.modules[i], resolved[i]));
-  }
-  const absl::Time parsed = absl::Now();
-  metrics.Apply(ApplyStage::kParse, parsed - start);
-
-  RETURN_IF_ERROR(
-      ApplyProjection(plane.kernels, plane.workers, plan.Input(), targets, call.cancellation()));
-  const absl::Time computed = absl::Now();
-  metrics.Apply(ApplyStage::kCompute, computed - parsed);
-
-  builder.Finish(handles);
-  metrics.ApplyRows(plan.rows);
-  metrics.Apply(ApplyStage::kSerialize, absl::Now() - computed);
-  return absl::OkStatus();
 }
 
 }  // namespace adapterd

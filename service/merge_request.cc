@@ -1,0 +1,122 @@
+#include "service/merge_request.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "core/base/status_macros.h"
+#include "core/tensor/convert.h"
+
+namespace adapterd {
+namespace {
+
+bool ChangesBias(const MergePart& part) {
+  return part.info().replaces_bias || part.info().has_lora_bias;
+}
+
+void FillStats(const MergeStats& stats, v1::MergeStats& out) {
+  out.set_max_abs_delta(stats.max_abs_delta);
+  out.set_max_abs_rounding_error(stats.max_abs_rounding_error);
+  out.set_relative_rounding_error(stats.relative_rounding_error);
+  out.set_zeroed_elements(stats.zeroed_elements);
+  out.set_non_finite_elements(stats.non_finite_elements);
+}
+
+}  // namespace
+
+absl::StatusOr<DataRequest::Needs> MergeRequest::Parse() {
+  RETURN_IF_ERROR(read_(request_));
+  ASSIGN_OR_RETURN(plan_, PlanMerge(request_));
+  return Needs{plan_.adapters.refs()};
+}
+
+absl::StatusOr<int64_t> MergeRequest::Prepare(const std::vector<AdapterHandle>& handles) {
+  used_.assign(handles.size(), false);
+  ASSIGN_OR_RETURN(parts_, ResolveMerge(plan_, handles, used_));
+  ASSIGN_OR_RETURN(const int64_t elements, ElementCount(plan_.weight.shape()));
+  matrix_.rows = 1;  // what nobody targets stays as it is, whatever its shape
+  matrix_.cols = elements;
+  for (const MergePart& part : parts_) {
+    ASSIGN_OR_RETURN(matrix_, ReadMatrix(plan_, part));
+  }
+  return std::numeric_limits<int64_t>::max();  // a weight is never a short request
+}
+
+// The layer's bias with what the adapters do to it: summed in F32, rounded once. Without one in the
+// request the layer has none, which adds like zeros.
+absl::Status MergeRequest::MergeBias() {
+  const int64_t size = parts_.empty() ? 0 : parts_[0].info().out_features;
+  bool changed = false;
+  for (const MergePart& part : parts_) changed |= ChangesBias(part);
+  if (plan_.bias && !parts_.empty() && plan_.bias->shape()[0] != size) {
+    return About(ShapeError("bias", fmt::format("[{}]", size), plan_.bias->shape()), parts_[0]);
+  }
+  if (!changed) {
+    KeepBias();
+    return absl::OkStatus();
+  }
+  std::vector<float> sums(size, 0.0f);
+  const DType dtype = plan_.bias ? plan_.bias->dtype() : plan_.weight.dtype();
+  if (plan_.bias) ConvertToF32(dtype, plan_.bias->data(), sums.data(), size);
+  for (const MergePart& part : parts_) {
+    const ModuleExtras& extras = part.extras();
+    if (part.info().replaces_bias) {
+      ConvertToF32(extras.bias.dtype(), extras.bias.bytes().data(), sums.data(), size);
+    }
+    if (!part.info().has_lora_bias) continue;
+    const double factor = part.weight * part.info().scale;
+    for (int64_t i = 0; i < size; ++i) {
+      sums[i] += static_cast<float>(factor * extras.lora_bias_f32[i]);
+    }
+  }
+  TensorWriter writer(*response_.message.mutable_bias(), dtype, {size},
+                      plan_.bias ? plan_.bias->readable() : plan_.weight.readable(),
+                      plane().buffers);
+  ConvertFromF32(sums.data(), dtype, writer.data(), size);
+  writer.Finish(response_.payloads);
+  return absl::OkStatus();
+}
+
+void MergeRequest::KeepBias() {
+  if (!plan_.bias) return;
+  v1::Tensor& bias = *response_.message.mutable_bias();
+  bias = request_.message.bias();
+  if (bias.data().empty()) return;
+  bias.set_data(response_.payloads.Add(request_.payloads.Release(bias.data())));
+}
+
+absl::Status MergeRequest::Compute() {
+  ASSIGN_OR_RETURN(const MergeInput input, ReadMergeInput(plan_, parts_, matrix_));
+  RETURN_IF_ERROR(MergeBias());
+  const DType dtype = plan_.weight.dtype();
+  const MatrixView weight = {dtype, matrix_.rows, matrix_.cols, plan_.weight.data()};
+  const std::string& data = request_.message.weight().data();
+  PooledBuffer memory = data.empty() ? plane().buffers.Take(static_cast<size_t>(weight.bytes()))
+                                     : request_.payloads.Release(data);
+  TensorWriter writer(*response_.message.mutable_weight(), dtype, plan_.weight.shape(),
+                      plan_.weight.readable(), std::move(memory));
+  const absl::Time start = absl::Now();
+  ASSIGN_OR_RETURN(const MergeStats stats,
+                   MergeWeight(plane().kernels, plane().workers, weight, input.terms, input.options,
+                               {dtype, weight.rows, weight.cols, writer.data()}, cancellation()));
+  plane().environment.metrics.Merge(absl::Now() - start, weight.bytes());
+  writer.Finish(response_.payloads);
+  FillStats(stats, *response_.message.mutable_stats());
+  AddUses(plan_.adapters.refs(), handles(), used_, *response_.message.mutable_adapters());
+  return absl::OkStatus();
+}
+
+void MergeRequest::Answer(const absl::Status& status) {
+  request_ = {};
+  parts_.clear();
+  Release();
+  if (status.ok()) {
+    done_(std::move(response_));
+  } else {
+    done_(status);
+  }
+  read_ = nullptr;  // both hold the call, which holds this
+  done_ = nullptr;
+}
+
+}  // namespace adapterd
