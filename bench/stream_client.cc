@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <deque>
 
 #include "bench/echo_server.h"
 #include "bench/raw_client.h"
@@ -14,7 +13,6 @@ namespace {
 
 constexpr char kMethod[] = "/adapterd.v1.ProjectionService/StreamProjections";
 constexpr std::chrono::minutes kDeadline{10};
-constexpr uint8_t kIdTag = 1 << 3;  // field 1, a varint: of one byte, for ids up to 127
 
 // What operations are told apart by.
 void* const kStarted = reinterpret_cast<void*>(1);
@@ -69,33 +67,15 @@ absl::Status StreamClient::Await(void** tag) {
   return absl::InternalError("the stream ended: " + End().ToString());
 }
 
-absl::StatusOr<size_t> StreamClient::AnsweredIndex(size_t requests) const {
-  if (reply_bytes_ != 0 && reply_.Length() != reply_bytes_) {
-    return absl::InternalError(
-        fmt::format("expected a reply of {} bytes, found {}", reply_bytes_, reply_.Length()));
-  }
-  std::vector<grpc::Slice> slices;
-  const bool is_valid = reply_.Dump(&slices).ok() && !slices.empty() && slices[0].size() > 1 &&
-                        slices[0].begin()[0] == kIdTag;
-  const size_t id = is_valid ? slices[0].begin()[1] : 0;
-  if (id >= 1 && id <= requests) return id - 1;
-  return absl::InternalError("a reply without the id of a request");
-}
-
 absl::Status StreamClient::Exchange(const std::vector<grpc::ByteBuffer>& requests, int count) {
-  std::deque<size_t> to_write;
-  int sent = 0;
-  const auto enqueue = [&](size_t index) {
-    if (sent == count) return;
-    ++sent;
-    to_write.push_back(index);
-  };
-  for (size_t i = 0; i < requests.size(); ++i) enqueue(i);
+  int written = 0;
+  int received = 0;
   stream_->Read(&reply_, kRead);
-  for (int received = 0; received < count;) {
-    if (!writing_ && !to_write.empty()) {
-      stream_->Write(requests[to_write.front()], kWritten);
-      to_write.pop_front();
+  while (received < count) {
+    const int in_flight = written - received;
+    if (!writing_ && written < count && in_flight < static_cast<int>(requests.size())) {
+      stream_->Write(requests[written % requests.size()], kWritten);
+      ++written;
       writing_ = true;
     }
     void* tag = nullptr;
@@ -104,8 +84,10 @@ absl::Status StreamClient::Exchange(const std::vector<grpc::ByteBuffer>& request
       writing_ = false;
       continue;
     }
-    ASSIGN_OR_RETURN(const size_t index, AnsweredIndex(requests.size()));
-    enqueue(index);
+    if (reply_bytes_ != 0 && reply_.Length() != reply_bytes_) {
+      return absl::InternalError(
+          fmt::format("expected a reply of {} bytes, found {}", reply_bytes_, reply_.Length()));
+    }
     if (++received < count) stream_->Read(&reply_, kRead);
   }
   return absl::OkStatus();

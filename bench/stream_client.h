@@ -26,8 +26,7 @@ class StreamClient {
   StreamClient& operator=(const StreamClient&) = delete;
 
   // Sends `count` messages, all of `requests` at once and then each again when it is answered, and
-  // waits for the last reply. Request i must have the id i + 1, at most 127, as its first field;
-  // replies begin with the id that they answer, and may come in any order. Fails unless each has as
+  // waits for the last reply. Replies come in the order of the requests. Fails unless each has as
   // many bytes as Open was told; 0 there accepts any.
   absl::Status Exchange(const std::vector<grpc::ByteBuffer>& requests, int count);
 
@@ -37,7 +36,6 @@ class StreamClient {
   StreamClient(const std::string& address, size_t reply_bytes);
   absl::Status Await(void** tag);
   absl::Status End();  // how the call ended; once
-  absl::StatusOr<size_t> AnsweredIndex(size_t requests) const;
 
   const size_t reply_bytes_;
   grpc::ClientContext context_;
