@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <cstdint>
 
 #include "bench/echo_server.h"
 #include "bench/raw_client.h"
@@ -15,10 +16,8 @@ constexpr char kMethod[] = "/adapterd.v1.ProjectionService/StreamProjections";
 constexpr std::chrono::minutes kDeadline{10};
 
 // What operations are told apart by.
-void* const kStarted = reinterpret_cast<void*>(1);
-void* const kWritten = reinterpret_cast<void*>(2);
-void* const kRead = reinterpret_cast<void*>(3);
-void* const kFinished = reinterpret_cast<void*>(4);
+enum class Operation : intptr_t { kStart, kWrite, kRead, kFinish };
+void* Tag(Operation operation) { return reinterpret_cast<void*>(operation); }
 
 }  // namespace
 
@@ -34,7 +33,7 @@ StreamClient::StreamClient(const std::string& address, size_t reply_bytes)
 absl::StatusOr<std::unique_ptr<StreamClient>> StreamClient::Open(const std::string& address,
                                                                  size_t reply_bytes) {
   std::unique_ptr<StreamClient> client(new StreamClient(address, reply_bytes));
-  client->stream_->StartCall(kStarted);
+  client->stream_->StartCall(Tag(Operation::kStart));
   void* tag = nullptr;
   RETURN_IF_ERROR(client->Await(&tag));
   return client;
@@ -53,10 +52,10 @@ StreamClient::~StreamClient() {
 absl::Status StreamClient::End() {
   ended_ = true;
   grpc::Status status;
-  stream_->Finish(&status, kFinished);
+  stream_->Finish(&status, Tag(Operation::kFinish));
   void* tag = nullptr;
   bool ok = false;
-  while (queue_.Next(&tag, &ok) && tag != kFinished) {
+  while (queue_.Next(&tag, &ok) && tag != Tag(Operation::kFinish)) {
   }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
@@ -70,17 +69,17 @@ absl::Status StreamClient::Await(void** tag) {
 absl::Status StreamClient::Exchange(const std::vector<grpc::ByteBuffer>& requests, int count) {
   int written = 0;
   int received = 0;
-  stream_->Read(&reply_, kRead);
+  stream_->Read(&reply_, Tag(Operation::kRead));
   while (received < count) {
     const int in_flight = written - received;
     if (!writing_ && written < count && in_flight < static_cast<int>(requests.size())) {
-      stream_->Write(requests[written % requests.size()], kWritten);
+      stream_->Write(requests[written % requests.size()], Tag(Operation::kWrite));
       ++written;
       writing_ = true;
     }
     void* tag = nullptr;
     RETURN_IF_ERROR(Await(&tag));
-    if (tag == kWritten) {
+    if (tag == Tag(Operation::kWrite)) {
       writing_ = false;
       continue;
     }
@@ -88,7 +87,7 @@ absl::Status StreamClient::Exchange(const std::vector<grpc::ByteBuffer>& request
       return absl::InternalError(
           fmt::format("expected a reply of {} bytes, found {}", reply_bytes_, reply_.Length()));
     }
-    if (++received < count) stream_->Read(&reply_, kRead);
+    if (++received < count) stream_->Read(&reply_, Tag(Operation::kRead));
   }
   return absl::OkStatus();
 }
