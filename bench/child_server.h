@@ -29,6 +29,7 @@ class ChildServer {
 
   const std::string& address() const { return address_; }  // HOST:PORT
   absl::StatusOr<absl::Duration> CpuTime() const;          // of all its threads so far
+  pid_t pid() const { return pid_; }
 
  private:
   ChildServer(pid_t pid, int output) : pid_(pid), output_(output) {}

@@ -6,11 +6,15 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <deque>
+#include <map>
 #include <memory>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "adapterd/v1/merge_service.grpc.pb.h"
 #include "adapterd/v1/projection_service.grpc.pb.h"
 
 namespace adapterd::bench {
@@ -20,9 +24,11 @@ constexpr int kExitFailed = 2;
 // As the server has it.
 constexpr int kMaxStreamsPerConnection = 1024;
 
-std::optional<size_t> ReplyBytes(const grpc::CallbackServerContext& context) {
-  const auto it = context.client_metadata().find(kReplyBytesHeader);
-  if (it == context.client_metadata().end()) return std::nullopt;
+using Metadata = std::multimap<grpc::string_ref, grpc::string_ref>;
+
+std::optional<size_t> ReplyBytes(const Metadata& metadata) {
+  const auto it = metadata.find(kReplyBytesHeader);
+  if (it == metadata.end()) return std::nullopt;
   const grpc::string_ref text = it->second;
   size_t bytes = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bytes);
@@ -44,33 +50,99 @@ grpc::ByteBuffer Resized(const grpc::ByteBuffer& request, size_t bytes) {
   return grpc::ByteBuffer(kept.data(), kept.size());
 }
 
-class EchoService final : public v1::ProjectionService::WithRawCallbackMethod_ApplyProjection<
-                              v1::ProjectionService::Service> {
+grpc::ServerUnaryReactor* Echo(grpc::CallbackServerContext* context,
+                               const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const std::optional<size_t> bytes = ReplyBytes(context->client_metadata());
+  if (bytes) *response = Resized(*request, *bytes);
+  reactor->Finish(bytes ? grpc::Status::OK
+                        : grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, kReplyBytesHeader));
+  return reactor;
+}
+
+class EchoMerges final
+    : public v1::MergeService::WithRawCallbackMethod_Merge<v1::MergeService::Service> {
+  grpc::ServerUnaryReactor* Merge(grpc::CallbackServerContext* context,
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override {
+    return Echo(context, request, response);
+  }
+};
+
+// Answers every message in order, and reads the next ones meanwhile. Deletes itself at the end.
+class EchoStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  explicit EchoStream(std::optional<size_t> reply_bytes) : reply_bytes_(reply_bytes) {
+    if (reply_bytes_) {
+      StartRead(&request_);
+    } else {
+      Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, kReplyBytesHeader));
+    }
+  }
+
+ private:
+  void OnReadDone(bool ok) override {
+    absl::MutexLock lock(&mutex_);
+    if (ok) {
+      replies_.push_back(Resized(request_, *reply_bytes_));
+      StartRead(&request_);
+      if (replies_.size() == 1) StartWrite(&replies_.front());
+    } else {
+      read_all_ = true;
+      if (replies_.empty()) Finish(grpc::Status::OK);
+    }
+  }
+
+  void OnWriteDone(bool /*ok*/) override {
+    absl::MutexLock lock(&mutex_);
+    replies_.pop_front();
+    if (!replies_.empty()) {
+      StartWrite(&replies_.front());
+    } else if (read_all_) {
+      Finish(grpc::Status::OK);
+    }
+  }
+
+  void OnDone() override { delete this; }
+
+  const std::optional<size_t> reply_bytes_;
+  grpc::ByteBuffer request_;
+  absl::Mutex mutex_;
+  std::deque<grpc::ByteBuffer> replies_ ABSL_GUARDED_BY(mutex_);  // the first is being written
+  bool read_all_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+class EchoProjections final : public v1::ProjectionService::WithRawCallbackMethod_ApplyProjection<
+                                  v1::ProjectionService::WithRawCallbackMethod_StreamProjections<
+                                      v1::ProjectionService::Service>> {
   grpc::ServerUnaryReactor* ApplyProjection(grpc::CallbackServerContext* context,
                                             const grpc::ByteBuffer* request,
                                             grpc::ByteBuffer* response) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    const std::optional<size_t> bytes = ReplyBytes(*context);
-    if (bytes) *response = Resized(*request, *bytes);
-    reactor->Finish(bytes ? grpc::Status::OK
-                          : grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, kReplyBytesHeader));
-    return reactor;
+    return Echo(context, request, response);
+  }
+
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StreamProjections(
+      grpc::CallbackServerContext* context) override {
+    return new EchoStream(ReplyBytes(context->client_metadata()));
   }
 };
 
 }  // namespace
 
-int RunEchoServer() {
-  EchoService service;
+int RunEchoServer(const std::string& unix_socket) {
+  EchoProjections projections;
+  EchoMerges merges;
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort("unix:" + unix_socket, grpc::InsecureServerCredentials());
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
   builder.SetMaxReceiveMessageSize(-1);
   builder.SetMaxSendMessageSize(-1);
   builder.SetDefaultCompressionAlgorithm(GRPC_COMPRESS_NONE);
-  builder.RegisterService(&service);
+  builder.RegisterService(&projections);
+  builder.RegisterService(&merges);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) return kExitFailed;
   fmt::print("echo ready grpc=127.0.0.1:{}\n", port);

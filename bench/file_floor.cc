@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
-#include <fstream>
 
 #include "core/base/parallel.h"
 #include "core/base/sha256.h"
@@ -81,20 +79,6 @@ absl::Status FileFloor::DigestOn(ThreadPool& pool) const {
     digest.Update(std::span(content_).subspan(begin, end - begin));
     return digest.FinishHex().empty() ? absl::InternalError("no digest") : absl::OkStatus();
   });
-}
-
-absl::StatusOr<int64_t> AnonymousBytes() {
-  constexpr std::string_view kKey = "RssAnon:";
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);) {
-    if (!line.starts_with(kKey)) continue;
-    const size_t digit = line.find_first_of("0123456789");
-    int64_t kibibytes = 0;
-    if (digit == std::string::npos) break;
-    std::from_chars(line.data() + digit, line.data() + line.size(), kibibytes);
-    return kibibytes << 10;
-  }
-  return absl::UnavailableError("/proc/self/status has no RssAnon");
 }
 
 }  // namespace adapterd::bench

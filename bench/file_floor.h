@@ -45,9 +45,6 @@ class FileFloor {
   std::span<std::byte> fresh_;
 };
 
-// Memory of this process that belongs to no file and is backed by pages now.
-absl::StatusOr<int64_t> AnonymousBytes();
-
 }  // namespace adapterd::bench
 
 #endif  // ADAPTERD_BENCH_FILE_FLOOR_H_

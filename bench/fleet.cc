@@ -4,12 +4,12 @@
 
 #include <atomic>
 #include <filesystem>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "bench/apply_message.h"
+#include "bench/messages.h"
+#include "bench/on_threads.h"
 #include "bench/peft_folder.h"
 #include "bench/raw_client.h"
 #include "core/base/status_macros.h"
@@ -20,17 +20,6 @@ namespace {
 constexpr int kLoaders = 8;  // loads that are under way at one time
 constexpr char kJournal[] = "data";
 constexpr char kAdapters[] = "adapters";
-
-// The same call on each of so many threads; the first error of any.
-template <typename Call>
-absl::Status OnThreads(size_t threads, Call call) {
-  std::vector<absl::Status> results(threads);
-  std::vector<std::thread> running;
-  for (size_t i = 0; i < threads; ++i) running.emplace_back([&, i] { results[i] = call(); });
-  for (std::thread& thread : running) thread.join();
-  for (absl::Status& status : results) RETURN_IF_ERROR(status);
-  return absl::OkStatus();
-}
 
 }  // namespace
 
@@ -90,7 +79,7 @@ absl::StatusOr<int64_t> Fleet::MeasureOne() {
 
 absl::Status Fleet::LoadAll() {
   std::atomic<size_t> next = 0;
-  return OnThreads(kLoaders, [&]() -> absl::Status {
+  return OnThreads(kLoaders, [&](int /*thread*/) -> absl::Status {
     for (size_t i = next++; i < size_.adapters; i = next++) {
       RETURN_IF_ERROR(client_->Load(NameOf(i), NameOf(i)));
     }

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "bench/apply_message.h"
 #include "bench/machine.h"
+#include "bench/messages.h"
 #include "core/base/status_macros.h"
 
 namespace adapterd::bench {

@@ -12,8 +12,8 @@
 #include <memory>
 
 #include "absl/status/status.h"
-#include "bench/file_floor.h"
 #include "bench/loader.h"
+#include "bench/machine.h"
 #include "core/base/status_macros.h"
 
 namespace adapterd::bench {

@@ -5,11 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <fstream>
 #include <string_view>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "core/compute/kernels.h"
 
 namespace adapterd::bench {
@@ -78,6 +80,21 @@ std::vector<int> CoreNumbers() {
     if (CPU_ISSET(core, &set)) cores.push_back(core);
   }
   return cores;
+}
+
+absl::StatusOr<int64_t> AnonymousBytes(const std::string& process) {
+  constexpr std::string_view kKey = "RssAnon:";
+  const std::string path = "/proc/" + process + "/status";
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(kKey)) continue;
+    const size_t digit = line.find_first_of("0123456789");
+    int64_t kibibytes = 0;
+    if (digit == std::string::npos) break;
+    std::from_chars(line.data() + digit, line.data() + line.size(), kibibytes);
+    return kibibytes << 10;
+  }
+  return absl::UnavailableError(path + " has no RssAnon");
 }
 
 std::string DescribeMachine() {

@@ -4,8 +4,11 @@
 
 #include <sched.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
+
+#include "absl/status/statusor.h"
 
 namespace adapterd::bench {
 
@@ -41,6 +44,9 @@ class CoreWait {
 
 // Numbers of the cores that this thread may run on, ascending.
 std::vector<int> CoreNumbers();
+
+// Memory of a process, by its id, that no file backs.
+absl::StatusOr<int64_t> AnonymousBytes(const std::string& process = "self");
 
 // CPU model, cores, instruction set and version of oneDNN, compiler, and what else the machine is
 // doing, in one line.

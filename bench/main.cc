@@ -81,7 +81,7 @@ int Main(int argc, char** argv) {
   mallopt(M_MMAP_THRESHOLD, kMmapThreshold);
   mallopt(M_TRIM_THRESHOLD, kTrimThreshold);
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-  if (argc == 2 && std::string_view(argv[1]) == kEchoServerFlag) return RunEchoServer();
+  if (argc == 3 && std::string_view(argv[1]) == kEchoServerFlag) return RunEchoServer(argv[2]);
   if (argc == 4 && std::string_view(argv[1]) == kLoadMemoryFlag) {
     return RunLoadMemory(argv[2], argv[3]);
   }

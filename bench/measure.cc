@@ -98,6 +98,27 @@ double Percentile(const std::vector<double>& sorted, double fraction) {
   return sorted[static_cast<size_t>(fraction * static_cast<double>(sorted.size() - 1) + 0.5)];
 }
 
+Timing Timing::Of(double us) {
+  Timing timing;
+  timing.median_us = us;
+  return timing;
+}
+
+Timing Timing::operator+(const Timing& other) const {
+  Timing sum = Of(median_us + other.median_us);
+  sum.spread = std::max(spread, other.spread);
+  sum.repetitions = std::min(repetitions, other.repetitions);
+  return sum;
+}
+
+Timing Timing::operator/(double count) const {
+  Timing each = *this;
+  each.median_us /= count;
+  if (each.cpu_us) *each.cpu_us /= count;
+  if (each.p99_us) *each.p99_us /= count;
+  return each;
+}
+
 std::optional<double> Comparison::cpu_ratio() const {
   if (!ours.cpu_us || !reference.cpu_us) return std::nullopt;
   return *ours.cpu_us / *reference.cpu_us;
@@ -106,7 +127,8 @@ std::optional<double> Comparison::cpu_ratio() const {
 double Comparison::spread() const { return std::max(ours.spread, reference.spread); }
 
 int64_t Comparison::repetitions() const {
-  return std::min(ours.repetitions, reference.repetitions);
+  return reference.repetitions == 0 ? ours.repetitions
+                                    : std::min(ours.repetitions, reference.repetitions);
 }
 
 absl::StatusOr<std::vector<Timing>> MeasureInTurns(const MeasureOptions& options,

@@ -22,6 +22,13 @@ struct MeasureOptions {
 
 // What the samples of one side say.
 struct Timing {
+  // A time that was not measured here: a limit, or somebody's figure. It has no repetitions.
+  static Timing Of(double us);
+  // What one takes after the other. No percentiles: those do not add up.
+  Timing operator+(const Timing& other) const;
+  // Of one of `count` things that each call did.
+  Timing operator/(double count) const;
+
   double median_us = 0;
   std::optional<double> cpu_us;  // of all threads of this process: other load barely changes it
   std::optional<double> p99_us;  // needs a hundred samples to mean anything
@@ -37,7 +44,7 @@ struct Comparison {
   std::optional<double> cpu_ratio() const;
   // Of the side that is less sure.
   double spread() const;
-  int64_t repetitions() const;
+  int64_t repetitions() const;  // of the side that had fewer, if both were measured
 };
 
 // What a fraction of the values is not above. REQUIRES: sorted, ascending; not empty.

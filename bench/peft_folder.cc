@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -93,17 +95,25 @@ std::vector<PeftModule> ExpertModules(int layers, int experts) {
   return modules;
 }
 
-absl::Status WritePeftAdapter(const std::filesystem::path& path, const Factors& factors) {
+absl::Status WritePeftAdapter(const std::filesystem::path& path, const Factors& factors,
+                              int modules) {
   const int64_t rank = factors.a_view().rows;
-  return WriteAdapter(
-      path, {Named(kPeftModule, "lora_A", factors.a), Named(kPeftModule, "lora_B", factors.b)},
-      rank, factors.scale * static_cast<double>(rank), {"q_proj"});
+  std::vector<SafetensorsTensor> tensors;
+  std::set<std::string> targets;
+  for (const char* module : std::span(kPeftModules).first(modules)) {
+    tensors.push_back(Named(module, "lora_A", factors.a));
+    tensors.push_back(Named(module, "lora_B", factors.b));
+    targets.insert(LastComponent(module));
+  }
+  return WriteAdapter(path, std::move(tensors), rank, factors.scale * static_cast<double>(rank),
+                      targets);
 }
 
 absl::StatusOr<std::unique_ptr<PeftFolder>> PeftFolder::Create(const Factors& factors) {
   ASSIGN_OR_RETURN(auto root, TemporaryFolder::Create());
   std::unique_ptr<PeftFolder> folder(new PeftFolder(std::move(root)));
-  RETURN_IF_ERROR(WritePeftAdapter(folder->root() / folder->adapter(), factors));
+  RETURN_IF_ERROR(WritePeftAdapter(folder->root() / folder->adapter(), factors,
+                                   static_cast<int>(std::size(kPeftModules))));
   return folder;
 }
 

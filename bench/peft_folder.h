@@ -14,8 +14,10 @@
 
 namespace adapterd::bench {
 
-// The one module of an adapter that is made of factors.
-inline constexpr char kPeftModule[] = "model.layers.0.self_attn.q_proj";
+// The modules of an adapter that is made of factors, which all of them have.
+inline constexpr const char* kPeftModules[] = {"model.layers.0.self_attn.q_proj",
+                                               "model.layers.0.self_attn.k_proj",
+                                               "model.layers.0.self_attn.v_proj"};
 
 // A pair to be: what it maps to what.
 struct PeftModule {
@@ -33,12 +35,14 @@ std::vector<PeftModule> ExpertModules(int layers, int experts);
 
 inline constexpr char kPeftWeights[] = "adapter_model.safetensors";
 
-// Makes the folder `path` and writes an adapter of one module, kPeftModule, into it.
-absl::Status WritePeftAdapter(const std::filesystem::path& path, const Factors& factors);
+// Makes the folder `path` and writes an adapter of the first so many of kPeftModules into it.
+absl::Status WritePeftAdapter(const std::filesystem::path& path, const Factors& factors,
+                              int modules = 1);
 
 // One adapter in a temporary folder of its own.
 class PeftFolder {
  public:
+  // With all of kPeftModules.
   static absl::StatusOr<std::unique_ptr<PeftFolder>> Create(const Factors& factors);
   // Tensors of random numbers, of which those of one shape share theirs.
   static absl::StatusOr<std::unique_ptr<PeftFolder>> Create(const std::vector<PeftModule>& modules,

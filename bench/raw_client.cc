@@ -3,27 +3,28 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <memory>
 
 #include "bench/echo_server.h"
 
 namespace adapterd::bench {
 namespace {
 
-constexpr char kMethod[] = "/adapterd.v1.ProjectionService/ApplyProjection";
+constexpr char kApply[] = "/adapterd.v1.ProjectionService/ApplyProjection";
+constexpr char kMerge[] = "/adapterd.v1.MergeService/Merge";
 constexpr std::chrono::seconds kDeadline{60};
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+}  // namespace
+
+std::shared_ptr<grpc::Channel> ConnectAlone(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetMaxSendMessageSize(-1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
-}  // namespace
-
-RawClient::RawClient(const std::string& address) : stub_(Connect(address)) {}
+RawClient::RawClient(const std::string& address) : stub_(ConnectAlone(address)) {}
 
 RawClient::~RawClient() {
   queue_.Shutdown();
@@ -35,11 +36,21 @@ RawClient::~RawClient() {
 
 absl::Status RawClient::Apply(const grpc::ByteBuffer& request, size_t reply_bytes,
                               grpc::ByteBuffer& reply) {
+  return Call(kApply, request, reply_bytes, reply);
+}
+
+absl::Status RawClient::Merge(const grpc::ByteBuffer& request, size_t reply_bytes,
+                              grpc::ByteBuffer& reply) {
+  return Call(kMerge, request, reply_bytes, reply);
+}
+
+absl::Status RawClient::Call(const char* method, const grpc::ByteBuffer& request,
+                             size_t reply_bytes, grpc::ByteBuffer& reply) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kDeadline);
   context.set_wait_for_ready(true);
   context.AddMetadata(kReplyBytesHeader, fmt::format("{}", reply_bytes));
-  const auto call = stub_.PrepareUnaryCall(&context, kMethod, request, &queue_);
+  const auto call = stub_.PrepareUnaryCall(&context, method, request, &queue_);
   call->StartCall();
   grpc::Status status;
   call->Finish(&reply, &status, nullptr);

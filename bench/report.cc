@@ -11,7 +11,7 @@ namespace adapterd::bench {
 namespace {
 
 constexpr char kColumns[] =
-    "{:<15} {:<18} {:<5} {:>9} {:>9}  {:<29} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
+    "{:<21} {:<18} {:<5} {:>9} {:>9}  {:<42} {:>9} {:>9} {:>7} {:>7} {:>6} {:>8}\n";
 
 constexpr char kFigureColumns[] = "{:<46} {:<17} {:>9} {}\n";
 
@@ -35,16 +35,41 @@ nlohmann::ordered_json OrNull(const std::optional<double>& value) {
   return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
 }
 
-// "HOLDS: merge MergeWeight ... is 2.31 x memcpy, at most 4.00". REQUIRES: the row has a bar.
-template <typename AnyRow>
-std::string AgainstBar(const AnyRow& row, double ratio) {
-  const std::string verdict =
-      row.holds() ? "HOLDS" : fmt::format("MISSED by {:.2f}", ratio - *row.bar);
-  return fmt::format("{}: {} {} {} {} is {:.2f} x {}, at most {:.2f}", verdict, row.suite, row.name,
-                     row.shape, row.dtype, ratio, row.reference, *row.bar);
+// Limits below 1 are said as speed-ups, and so are ratios that are held against one.
+std::string RatioTo(const std::string& reference, double ratio, double limit) {
+  return limit < 1 ? fmt::format("{:.2f} x faster than {}", 1 / ratio, reference)
+                   : fmt::format("{:.2f} x {}", ratio, reference);
 }
 
-std::string AgainstBar(const Figure& figure) {
+std::string Limit(double ratio) {
+  return ratio < 1 ? fmt::format("at least {:.2f} x faster", 1 / ratio)
+                   : fmt::format("at most {:.2f} x", ratio);
+}
+
+// "missed by 0.20", or by how many percent the time is too long when the limit is a speed-up.
+std::string MissedBy(double ratio, double limit) {
+  return limit < 1 ? fmt::format("missed by {:.0f} % of the time", 100 * (ratio / limit - 1))
+                   : fmt::format("missed by {:.2f}", ratio - limit);
+}
+
+std::string AgainstGoal(double ratio, double goal) {
+  return fmt::format("goal {}: {}", Limit(goal), ratio <= goal ? "reached" : MissedBy(ratio, goal));
+}
+
+// REQUIRES: there is a bar.
+template <typename AnyRow>
+std::string AgainstBars(const AnyRow& row, double ratio, const Bars& bars) {
+  const double limit = bars.must ? *bars.must : *bars.goal;
+  const std::string what = fmt::format("{} {} {} {} is {}", row.suite, row.name, row.shape,
+                                       row.dtype, RatioTo(row.reference, ratio, limit));
+  if (!bars.must) return fmt::format("REPORTED: {}; {}", what, AgainstGoal(ratio, *bars.goal));
+  const std::string verdict =
+      ratio <= *bars.must ? "HOLDS" : fmt::format("MISSED ({})", MissedBy(ratio, *bars.must));
+  const std::string goal = bars.goal ? "; " + AgainstGoal(ratio, *bars.goal) : "";
+  return fmt::format("{}: {}, {}{}", verdict, what, Limit(*bars.must), goal);
+}
+
+std::string AgainstBars(const Figure& figure) {
   const bool is_least = figure.at_least.has_value();
   return fmt::format("{}: {} {} {} is {} {}, at {} {}", figure.holds() ? "HOLDS" : "MISSED",
                      figure.suite, figure.name, figure.shape, Significant(figure.value),
@@ -71,15 +96,13 @@ void Report::Begin(const std::string& suite, const std::string& how, Columns col
 void Report::Add(const Row& row) {
   format_ == Format::kTable ? PrintTableRow(row) : PrintJsonRow(row);
   std::fflush(stdout);  // a suite takes a while
-  if (!row.bar) return;
-  verdicts_.push_back(
-      {row.holds(), fmt::format("{} (in CPU time: {})", AgainstBar(row, row.comparison.ratio()),
-                                Ratio(row.comparison.cpu_ratio()))});
+  if (!row.bars.must && !row.bars.goal) return;
+  verdicts_.push_back({row.holds(), AgainstBars(row, row.comparison.ratio(), row.bars)});
 }
 
 void Report::Add(const MemoryRow& row) {
   if (format_ == Format::kTable) {
-    fmt::print("{:<15} {:<18} {:<5} {:>9} KiB      {:<29} {:>9} KiB   {:>7.3f}\n", row.name,
+    fmt::print("{:<21} {:<18} {:<5} {:>9} KiB      {:<42} {:>9} KiB   {:>7.3f}\n", row.name,
                row.shape, row.dtype, row.bytes >> 10, row.reference, row.reference_bytes >> 10,
                row.ratio());
   } else {
@@ -98,7 +121,7 @@ void Report::Add(const MemoryRow& row) {
     fmt::print("{}\n", json.dump());
   }
   std::fflush(stdout);
-  if (row.bar) verdicts_.push_back({row.holds(), AgainstBar(row, row.ratio())});
+  if (row.bar) verdicts_.push_back({row.holds(), AgainstBars(row, row.ratio(), {row.bar, {}})});
 }
 
 void Report::Add(const Figure& figure) {
@@ -118,7 +141,7 @@ void Report::Add(const Figure& figure) {
     fmt::print("{}\n", json.dump());
   }
   std::fflush(stdout);
-  if (figure.has_bar()) verdicts_.push_back({figure.holds(), AgainstBar(figure)});
+  if (figure.has_bar()) verdicts_.push_back({figure.holds(), AgainstBars(figure)});
 }
 
 void Report::PrintTableRow(const Row& row) const {
@@ -145,10 +168,11 @@ void Report::PrintJsonRow(const Row& row) const {
                                  {"reference_cpu_us", OrNull(c.reference.cpu_us)},
                                  {"ours_p99_us", OrNull(c.ours.p99_us)},
                                  {"reference_p99_us", OrNull(c.reference.p99_us)},
-                                 {"bar", OrNull(row.bar)},
+                                 {"bar", OrNull(row.bars.must)},
+                                 {"goal", OrNull(row.bars.goal)},
                                  {"holds", row.holds()},
                                  {"machine", machine_}};
-  if (!row.bar) json["holds"] = nullptr;
+  if (!row.bars.must) json["holds"] = nullptr;
   fmt::print("{}\n", json.dump());
 }
 
@@ -156,11 +180,10 @@ void Report::Finish() const {
   std::FILE* out = format_ == Format::kTable ? stdout : stderr;
   fmt::print(out, "\n");
   for (const Verdict& verdict : verdicts_) fmt::print(out, "{}\n", verdict.text);
+  const auto missed = std::ranges::count(verdicts_, false, &Verdict::holds);
+  fmt::print(out, "{} rows with a bar or a goal, {} bars missed\n", verdicts_.size(), missed);
 }
 
-bool Report::all_hold() const {
-  return std::all_of(verdicts_.begin(), verdicts_.end(),
-                     [](const Verdict& verdict) { return verdict.holds; });
-}
+bool Report::all_hold() const { return std::ranges::all_of(verdicts_, &Verdict::holds); }
 
 }  // namespace adapterd::bench

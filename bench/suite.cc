@@ -4,12 +4,15 @@ namespace adapterd::bench {
 
 std::span<const Suite> AllSuites() {
   static constexpr Suite kSuites[] = {
-      {"kernel", "ApplyProjection in process, against naive loops and memcpy", RunKernelSuite},
+      {"kernel",
+       "ApplyProjection in process, against oneDNN's best, a roofline, naive loops and PyTorch",
+       RunKernelSuite},
+      {"segments", "64 rows that name 64 adapters, against reading those", RunSegmentsSuite},
       {"load",
        "AdapterRegistry::Load of files in the page cache, against reading and digesting them",
        RunLoadSuite},
       {"merge", "MergeWeight in process, against memcpy of the weight", RunMergeSuite},
-      {"rpc", "ApplyProjection over loopback TCP, against a raw echo of the same bytes",
+      {"rpc", "a server over loopback TCP and a Unix socket, against raw echoes of the same bytes",
        RunRpcSuite},
       {"fleet", "a server that knows ten thousand adapters and has memory for a thousand",
        RunFleetSuite},

@@ -28,6 +28,7 @@ struct Suite {
 std::span<const Suite> AllSuites();
 
 absl::Status RunKernelSuite(SuiteContext& context);
+absl::Status RunSegmentsSuite(SuiteContext& context);
 absl::Status RunLoadSuite(SuiteContext& context);
 absl::Status RunMergeSuite(SuiteContext& context);
 absl::Status RunRpcSuite(SuiteContext& context);

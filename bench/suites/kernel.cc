@@ -1,131 +1,162 @@
-// ApplyProjection in process.
+// ApplyProjection in process, against everything that can be said about it.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
-#include "bench/copy.h"
-#include "bench/data.h"
 #include "bench/naive.h"
+#include "bench/onednn_variants.h"
+#include "bench/projection_case.h"
+#include "bench/pytorch.h"
+#include "bench/roofline.h"
 #include "bench/suite.h"
 #include "bench/verify.h"
 #include "core/base/status_macros.h"
-#include "core/compute/projection.h"
 
 namespace adapterd::bench {
 namespace {
 
 constexpr int64_t kFeatures = 4096;
-constexpr int64_t kMaxNaiveRows = 64;  // beyond, the loops take longer than they teach
-constexpr absl::Duration kTime = absl::Seconds(1);
-constexpr absl::Duration kQuickTime = absl::Milliseconds(100);
+constexpr int64_t kFewRows = 16;  // up to here the factors are most of the bytes
+constexpr absl::Duration kTime = absl::Seconds(2);
+constexpr absl::Duration kQuickTime = absl::Milliseconds(300);
 
-// One shape, packed as a server holds it.
-class Case {
+constexpr Bars kOneDnnBars{1.1, 1};
+constexpr Bars kNaiveBars{1.0 / 50, {}};
+constexpr double kRooflineGoal = 1.5;
+constexpr double kFewRowsRooflineGoal = 2.5;
+constexpr double kPyTorchF32 = 1.0 / 2;
+constexpr double kPyTorchBF16 = 1.0 / 5;
+
+bool HasNaive(const ProjectionShape& shape) {
+  return shape.dtype == DType::kF32 && shape.rows == 64 && shape.rank == 16;
+}
+
+class KernelSuite {
  public:
-  static absl::StatusOr<std::unique_ptr<Case>> Create(SuiteContext& context, DType dtype,
-                                                      int64_t rows, int64_t rank) {
-    std::unique_ptr<Case> result(new Case(context, dtype, rows, rank));
-    const Factors& factors = result->factors_;
-    const ComputeType type = result->kernels_.ComputeTypeFor(dtype, dtype, dtype);
-    ASSIGN_OR_RETURN(result->pair_,
-                     PackedPair::Pack(result->kernels_, factors.a_view(), factors.b_view(), type));
-    result->BuildTarget();
-    return result;
-  }
+  KernelSuite(SuiteContext& context, ThreadPool& pool, const MachinePeaks& peaks)
+      : context_(context), pool_(pool), peaks_(peaks), search_(pool) {}
 
-  absl::Status Run() {
-    RETURN_IF_ERROR(Ours());
-    RETURN_IF_ERROR(VerifyProjection(AsMatrix(input_), factors_, output_.read()));
-    if (input_.shape()[0] <= kMaxNaiveRows) RETURN_IF_ERROR(AgainstNaive());
-    return AgainstCopy();
-  }
+  absl::Status Hot(const ProjectionShape& shape);
+  absl::Status Cold(const ProjectionShape& shape);
 
  private:
-  Case(SuiteContext& context, DType dtype, int64_t rows, int64_t rank)
-      : context_(context),
-        pool_("bench", context.threads, PrepareComputeThread),
-        factors_(dtype, kFeatures, rank),
-        input_(RandomMatrix(dtype, rows, kFeatures, 1, 3)),
-        output_(dtype, rows, kFeatures),
-        copy_bytes_(
-            (2 * AsMatrix(input_).bytes() + factors_.a_view().bytes() + factors_.b_view().bytes()) /
-            2),
-        copy_source_(DType::kBF16, 1, copy_bytes_ / 2),
-        copy_destination_(DType::kBF16, 1, copy_bytes_ / 2) {}
+  MeasureOptions Time() const { return {context_.quick ? kQuickTime : kTime}; }
 
-  void BuildTarget() {
-    target_.segments = {{input_.shape()[0], {{pair_.get(), factors_.scale}}}};
-    target_.output = output_.view();
+  void Add(const ProjectionShape& shape, std::string name, std::string reference,
+           const Comparison& comparison, Bars bars) {
+    context_.report.Add({"kernel", std::move(name), shape.Describe(), LowerName(shape.dtype),
+                         std::move(reference), comparison, bars});
   }
-
-  absl::Status Ours() {
-    return ApplyProjection(kernels_, pool_, AsMatrix(input_), {&target_, 1}, cancellation_);
-  }
-
-  absl::Status Compare(std::string reference, absl::FunctionRef<absl::Status()> call) {
-    const MeasureOptions options{context_.quick ? kQuickTime : kTime};
-    ASSIGN_OR_RETURN(const Comparison comparison, MeasureAlternating(
-                                                      options, [this] { return Ours(); }, call));
-    context_.report.Add(
-        {"kernel",
-         "ApplyProjection",
-         fmt::format("m={} d={} r={}", input_.shape()[0], kFeatures, factors_.a_view().rows),
-         LowerName(input_.dtype()),
-         std::move(reference),
-         comparison,
-         {}});
-    return absl::OkStatus();
-  }
-
-  absl::Status AgainstNaive() {
-    OutputMatrix output(input_.dtype(), input_.shape()[0], kFeatures);
-    const auto naive = [&] {
-      NaiveProjection(AsMatrix(input_), factors_.a_view(), factors_.b_view(),
-                      static_cast<float>(factors_.scale), output.view());
-      return absl::OkStatus();
-    };
-    RETURN_IF_ERROR(naive());
-    RETURN_IF_ERROR(VerifyProjection(AsMatrix(input_), factors_, output.read()));
-    return Compare("naive loops, 1 thread", naive);
-  }
-
-  // Half of the bytes are read and half written, so that it moves as many as the projection must.
-  absl::Status AgainstCopy() {
-    const int threads = CopyThreads(pool_, copy_bytes_);
-    return Compare(fmt::format("memcpy, same bytes, {} thread{}", threads, threads > 1 ? "s" : ""),
-                   [this] {
-                     return ParallelCopy(pool_, copy_source_.read().data,
-                                         copy_destination_.view().data, copy_bytes_);
-                   });
-  }
+  absl::StatusOr<Roofline> AgainstRoofline(ProjectionCase& ours, const Timing& timing, bool cold);
+  void AgainstPyTorch(const ProjectionShape& shape, const Timing& timing, const Roofline& roofline);
 
   SuiteContext& context_;
-  Kernels kernels_;
-  ThreadPool pool_;
-  Factors factors_;
-  Tensor input_;
-  OutputMatrix output_;
-  const int64_t copy_bytes_;
-  OutputMatrix copy_source_;
-  OutputMatrix copy_destination_;
-  std::unique_ptr<const PackedPair> pair_;
-  ProjectionTarget target_;
-  Cancellation cancellation_;
+  ThreadPool& pool_;
+  const MachinePeaks& peaks_;
+  const Kernels kernels_;
+  VariantSearch search_;
 };
+
+absl::StatusOr<Roofline> KernelSuite::AgainstRoofline(ProjectionCase& ours, const Timing& timing,
+                                                      bool cold) {
+  ASSIGN_OR_RETURN(const int threads, ours.BusyThreads());
+  const Roofline roofline = peaks_.For(ours.work(cold), threads);
+  const bool is_few = ours.shape().rows <= kFewRows;
+  Add(ours.shape(), cold ? "projection, cold" : "projection",
+      fmt::format("roofline, {} x{}", roofline.bound, threads), {timing, Timing::Of(roofline.us)},
+      {{}, is_few ? kFewRowsRooflineGoal : kRooflineGoal});
+  return roofline;
+}
+
+// F32 and BF16 have demands of their own, or else to be close to what the machine can do.
+void KernelSuite::AgainstPyTorch(const ProjectionShape& shape, const Timing& timing,
+                                 const Roofline& roofline) {
+  const std::optional<double> us = PyTorchUs(shape);
+  if (!us) return;
+  const double demand = shape.dtype == DType::kF32 ? kPyTorchF32 : kPyTorchBF16;
+  if (!IsPyTorchMachine(kernels_)) {
+    Add(shape, "projection", "PyTorch: not this kind of machine", {timing, Timing::Of(*us)}, {});
+    return;
+  }
+  Add(shape, "projection", "PyTorch 2.15, its figure", {timing, Timing::Of(*us)},
+      {std::max(demand, kRooflineGoal * roofline.us / *us), {}});
+}
+
+absl::Status KernelSuite::Hot(const ProjectionShape& shape) {
+  ASSIGN_OR_RETURN(const auto ours, ProjectionCase::Create(kernels_, pool_, shape));
+  OutputMatrix output(shape.dtype, shape.rows, shape.features);
+  ASSIGN_OR_RETURN(const auto variants,
+                   search_.Find(ours->factors(), ours->input(), output.view()));
+  const auto run_ours = [&] { return ours->Run(); };
+  const auto naive = [&] {
+    NaiveProjection(ours->input(), ours->factors().a_view(), ours->factors().b_view(),
+                    static_cast<float>(ours->factors().scale), output.view());
+    return absl::OkStatus();
+  };
+  std::vector<std::function<absl::Status()>> others;
+  for (const auto& variant : variants) {
+    RETURN_IF_ERROR(variant->Run());
+    RETURN_IF_ERROR(VerifyProjection(ours->input(), ours->factors(), output.read()));
+    others.emplace_back([&variant] { return variant->Run(); });
+  }
+  if (HasNaive(shape)) {
+    RETURN_IF_ERROR(naive());
+    RETURN_IF_ERROR(VerifyProjection(ours->input(), ours->factors(), output.read()));
+    others.emplace_back(naive);
+  }
+  std::vector<Contestant> contestants = {{run_ours}};
+  for (const auto& other : others) contestants.push_back({other});
+  ASSIGN_OR_RETURN(const std::vector<Timing> timings, MeasureInTurns(Time(), contestants));
+
+  const auto first = timings.begin() + 1;
+  const auto best =
+      std::min_element(first, first + static_cast<int64_t>(variants.size()),
+                       [](const Timing& a, const Timing& b) { return a.median_us < b.median_us; });
+  Add(shape, "projection", "oneDNN " + variants[best - first]->variant().Describe(),
+      {timings[0], *best}, kOneDnnBars);
+  ASSIGN_OR_RETURN(const Roofline roofline, AgainstRoofline(*ours, timings[0], /*cold=*/false));
+  AgainstPyTorch(shape, timings[0], roofline);
+  if (HasNaive(shape)) {
+    Add(shape, "projection", "naive loops, 1 thread", {timings[0], timings.back()}, kNaiveBars);
+  }
+  return absl::OkStatus();
+}
+
+// Every call has an adapter that has not been used while 256 MB of others were.
+absl::Status KernelSuite::Cold(const ProjectionShape& shape) {
+  ASSIGN_OR_RETURN(const int64_t bytes, ProjectionCase::PackedBytes(kernels_, shape));
+  ASSIGN_OR_RETURN(const auto ours,
+                   ProjectionCase::Create(kernels_, pool_, shape, 1 + kBeyondBytes / bytes));
+  const auto run_ours = [&] { return ours->Run(); };
+  const Contestant contestants[] = {{run_ours}};
+  ASSIGN_OR_RETURN(const std::vector<Timing> timings, MeasureInTurns(Time(), contestants));
+  return AgainstRoofline(*ours, timings[0], /*cold=*/true).status();
+}
 
 }  // namespace
 
 absl::Status RunKernelSuite(SuiteContext& context) {
-  context.report.Begin("kernel", fmt::format("{} threads, adapter hot in the caches; memcpy moves "
-                                             "as many bytes as input, A, B and output have",
-                                             context.threads));
+  ThreadPool pool("bench", context.threads, PrepareComputeThread);
+  ASSIGN_OR_RETURN(const MachinePeaks peaks, MachinePeaks::Measure(pool));
+  context.report.Begin("peaks",
+                       "what this machine was just measured to do at most, x threads; in CPU time, "
+                       "so that other load does not lower it",
+                       Report::Columns::kFigures);
+  peaks.AddTo(context.report);
+  context.report.Begin("kernel", fmt::format("{} threads, nothing pinned", context.threads));
+  KernelSuite suite(context, pool, peaks);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const int64_t rank : {16, 64}) {
-      for (const int64_t rows : {1, 16, 64, 512}) {
-        ASSIGN_OR_RETURN(const auto each, Case::Create(context, dtype, rows, rank));
-        RETURN_IF_ERROR(each->Run());
+    for (const int64_t rank : {8, 16, 64}) {
+      for (const int64_t rows : {1, 16, 64, 512, 2048}) {
+        const ProjectionShape shape = {dtype, rows, kFeatures, rank};
+        RETURN_IF_ERROR(suite.Hot(shape));
+        if (rows <= kFewRows) RETURN_IF_ERROR(suite.Cold(shape));
       }
     }
   }

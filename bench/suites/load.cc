@@ -92,8 +92,13 @@ absl::Status AgainstFloor(SuiteContext& context, ThreadPool& pool, Subject& subj
   const bool reading_counts = reading.median_us >= digesting.median_us;
   const auto add = [&](std::string name, std::string reference, const Comparison& comparison,
                        bool counts) {
-    context.report.Add({"load", std::move(name), subject.shape(), "bf16", std::move(reference),
-                        comparison, counts ? bar : std::nullopt});
+    context.report.Add({"load",
+                        std::move(name),
+                        subject.shape(),
+                        "bf16",
+                        std::move(reference),
+                        comparison,
+                        {counts ? bar : std::nullopt, {}}});
   };
   const std::string digest_name = fmt::format("SHA-256 on {} threads", pool.threads());
   add("Load",
@@ -116,14 +121,6 @@ absl::Status Memory(SuiteContext& context, Subject& subject, double bar) {
   return absl::OkStatus();
 }
 
-Timing PerTensor(Timing timing, const Subject& subject) {
-  const auto tensors = static_cast<double>(subject.tensors());
-  timing.median_us /= tensors;
-  if (timing.cpu_us) *timing.cpu_us /= tensors;
-  if (timing.p99_us) *timing.p99_us /= tensors;
-  return timing;
-}
-
 // Twenty times as many tensors may not make each of them slower.
 absl::Status ManyTensors(SuiteContext& context) {
   constexpr int64_t kRank = 8;
@@ -141,8 +138,9 @@ absl::Status ManyTensors(SuiteContext& context) {
                       many->shape(),
                       "bf16",
                       fmt::format("a tensor of {}", few->tensors()),
-                      {PerTensor(timings[0], *many), PerTensor(timings[1], *few)},
-                      kManyTensorsBar});
+                      {timings[0] / static_cast<double>(many->tensors()),
+                       timings[1] / static_cast<double>(few->tensors())},
+                      {kManyTensorsBar, {}}});
   return absl::OkStatus();
 }
 

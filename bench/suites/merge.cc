@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kFeatures = 4096;
 constexpr int64_t kRank = 16;
 constexpr float kTrainedWeight = 0.05f;
-constexpr double kBar = 4;
+constexpr Bars kBars{2, 1.4};
 constexpr MeasureOptions kFull{absl::Seconds(5), 31};
 constexpr MeasureOptions kQuick{absl::Seconds(1), 11};
 
@@ -46,7 +46,7 @@ absl::Status RunMergeSuite(SuiteContext& context) {
                    MeasureAlternating(context.quick ? kQuick : kFull, merge, copy));
   const int threads = CopyThreads(pool, AsMatrix(weight).bytes());
   context.report.Add({"merge", "MergeWeight", fmt::format("{0}x{0} r={1}", kFeatures, kRank),
-                      "bf16", fmt::format("memcpy of W, {} threads", threads), comparison, kBar});
+                      "bf16", fmt::format("memcpy of W, {} threads", threads), comparison, kBars});
   return absl::OkStatus();
 }
 
