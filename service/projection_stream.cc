@@ -52,19 +52,20 @@ absl::Status ProjectionStream::Begin() {
 }
 
 void ProjectionStream::OnReadDone(bool ok) {
-  absl::Status taken;
+  const auto bytes = static_cast<int64_t>(incoming_.Length());
+  absl::StatusOr<std::shared_ptr<ProjectionRequest>> taken = nullptr;
   if (ok) taken = Take();
   {
     absl::MutexLock lock(&mutex_);
     reading_ = false;
     half_closed_ = half_closed_ || !ok;
-    if (end_.ok()) end_ = taken;
+    if (end_.ok()) end_ = taken.status();
   }
-  Step();
+  Step();  // reads the next while this one is worked on
+  if (taken.ok() && *taken != nullptr) (*taken)->Start(bytes);
 }
 
-// Begins work on the message that was read.
-absl::Status ProjectionStream::Take() {
+absl::StatusOr<std::shared_ptr<ProjectionRequest>> ProjectionStream::Take() {
   const auto bytes = static_cast<int64_t>(incoming_.Length());
   record_.AddRequestBytes(bytes);
   auto slot = std::make_shared<Slot>();
@@ -84,14 +85,11 @@ absl::Status ProjectionStream::Take() {
   };
   auto request = std::make_shared<ProjectionRequest>(plane_, record_.deadline(), std::move(read),
                                                      std::move(done));
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!end_.ok()) return absl::OkStatus();  // too late for this one
-    slot->request = request;
-    slots_.push_back(std::move(slot));
-  }
-  request->Start(bytes);
-  return absl::OkStatus();
+  absl::MutexLock lock(&mutex_);
+  if (!end_.ok()) return nullptr;
+  slot->request = request;
+  slots_.push_back(std::move(slot));
+  return request;
 }
 
 void ProjectionStream::Answer(const std::shared_ptr<Slot>& slot,
@@ -111,6 +109,7 @@ void ProjectionStream::Answer(const std::shared_ptr<Slot>& slot,
 void ProjectionStream::Step() {
   bool read = false;
   bool write = false;
+  bool more = false;
   bool finish = false;
   absl::Status end;
   int64_t bytes = 0;
@@ -124,6 +123,7 @@ void ProjectionStream::Step() {
       slots_.pop_front();
       writing_ = true;
       written_bytes_ += static_cast<int64_t>(outgoing_.Length());
+      more = !slots_.empty() && slots_.front()->reply.has_value();
     }
     read = !reading_ && !ends && slots_.size() < kMaxStreamedRequests;
     reading_ = reading_ || read;
@@ -134,7 +134,9 @@ void ProjectionStream::Step() {
   }
   // Outside the lock: gRPC may answer on this thread before it returns. Whatever keeps the stream
   // from ending is done first.
-  if (write) StartWrite(&outgoing_);
+  grpc::WriteOptions options;
+  if (more) options.set_buffer_hint();  // one system call for all that are ready
+  if (write) StartWrite(&outgoing_, options);
   if (read) StartRead(&incoming_);
   if (finish) Finish(record_.End(end, bytes));
 }

@@ -54,7 +54,8 @@ class ProjectionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   void OnDone() override;
 
   absl::Status Begin();
-  absl::Status Take() ABSL_LOCKS_EXCLUDED(mutex_);
+  // The message that was read, in a slot of its own; null when it came too late.
+  absl::StatusOr<std::shared_ptr<ProjectionRequest>> Take() ABSL_LOCKS_EXCLUDED(mutex_);
   void Answer(const std::shared_ptr<Slot>& slot,
               absl::StatusOr<ProjectionRequest::Response> response) ABSL_LOCKS_EXCLUDED(mutex_);
   // Nobody takes replies any more.
