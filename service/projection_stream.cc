@@ -111,13 +111,10 @@ void ProjectionStream::Answer(const std::shared_ptr<Slot>& slot,
 void ProjectionStream::Step() {
   bool read = false;
   bool write = false;
-  bool finish = false;
-  absl::Status end;
-  int64_t bytes = 0;
   {
     absl::MutexLock lock(&mutex_);
+    ++users_;
     while (abandoned_ && !slots_.empty() && slots_.front()->reply) slots_.pop_front();
-    const bool ends = half_closed_ || !end_.ok();
     write = !writing_ && !slots_.empty() && slots_.front()->reply.has_value();
     if (write) {
       outgoing_ = *std::move(slots_.front()->reply);
@@ -125,18 +122,27 @@ void ProjectionStream::Step() {
       writing_ = true;
       written_bytes_ += static_cast<int64_t>(outgoing_.Length());
     }
-    read = !reading_ && !ends && slots_.size() < kMaxStreamedRequests;
+    read = !reading_ && !Ends() && slots_.size() < kMaxStreamedRequests;
     reading_ = reading_ || read;
-    finish = ends && slots_.empty() && !writing_ && !cutting_ && !finished_;
-    finished_ = finished_ || finish;
+  }
+  // Outside the lock: gRPC may answer on this thread before it returns.
+  if (write) StartWrite(&outgoing_);
+  if (read) StartRead(&incoming_);
+  Leave();
+}
+
+void ProjectionStream::Leave() {
+  absl::Status end;
+  int64_t bytes = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    --users_;
+    if (!Ends() || !slots_.empty() || writing_ || users_ > 0 || finished_) return;
+    finished_ = true;
     end = end_;
     bytes = written_bytes_;
   }
-  // Outside the lock: gRPC may answer on this thread before it returns. Whatever keeps the stream
-  // from ending is done first.
-  if (write) StartWrite(&outgoing_);
-  if (read) StartRead(&incoming_);
-  if (finish) Finish(record_.End(end, bytes));
+  Finish(record_.End(end, bytes));
 }
 
 void ProjectionStream::OnWriteDone(bool ok) {
@@ -159,15 +165,11 @@ void ProjectionStream::End(const absl::Status& status) {
 void ProjectionStream::Cut() {
   {
     absl::MutexLock lock(&mutex_);
-    if (finished_ || slots_.empty()) return;
-    cutting_ = true;  // keeps the call from being finished, and so its context
+    if (finished_ || (slots_.empty() && !writing_)) return;
+    ++users_;
   }
   context_->TryCancel();
-  {
-    absl::MutexLock lock(&mutex_);
-    cutting_ = false;
-  }
-  Step();
+  Leave();
 }
 
 void ProjectionStream::Abandon() {
