@@ -7,6 +7,7 @@
 namespace adapterd {
 
 void DataRequest::Start(int64_t bytes) {
+  if (const absl::Status wanted = CheckWanted(); !wanted.ok()) return Answer(wanted);
   absl::StatusOr<Admission::Ticket> admitted = plane_.admission.Admit(bytes);
   if (!admitted.ok()) return Answer(admitted.status());
   admitted_ = *std::move(admitted);

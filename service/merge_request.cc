@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "core/base/status_macros.h"
@@ -79,10 +80,15 @@ absl::Status MergeRequest::MergeBias() {
 
 void MergeRequest::KeepBias() {
   if (!plan_.bias) return;
-  v1::Tensor& bias = *response_.message.mutable_bias();
-  bias = request_.message.bias();
-  if (bias.data().empty()) return;
-  bias.set_data(response_.payloads.Add(request_.payloads.Release(bias.data())));
+  const size_t bytes =
+      static_cast<size_t>(plan_.bias->shape()[0]) * FloatBytes(plan_.bias->dtype());
+  const std::string& data = request_.message.bias().data();
+  PooledBuffer memory =
+      data.empty() ? plane().buffers.Take(bytes) : request_.payloads.Release(data);
+  if (data.empty()) std::copy_n(plan_.bias->data(), bytes, memory.data());
+  TensorWriter(*response_.message.mutable_bias(), plan_.bias->dtype(), plan_.bias->shape(),
+               plan_.bias->readable(), std::move(memory))
+      .Finish(response_.payloads);
 }
 
 absl::Status MergeRequest::Compute() {

@@ -17,8 +17,10 @@ using google::protobuf::internal::WireFormatLite;
 struct WireField {
   std::string_view tag;  // its bytes
   int number = 0;
-  bool delimited = false;
-  std::string_view content;  // without the length that precedes it
+  WireFormatLite::WireType type = WireFormatLite::WIRETYPE_VARINT;
+  std::string_view content;  // without the length that precedes it; of a group with its end
+
+  bool delimited() const { return type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED; }
 };
 
 uint64_t TakeVarint(std::string_view& in) {
@@ -31,29 +33,43 @@ uint64_t TakeVarint(std::string_view& in) {
   }
 }
 
-size_t FixedBytes(WireFormatLite::WireType type) {
-  return type == WireFormatLite::WIRETYPE_FIXED64 ? 8 : 4;
+WireField TakeField(std::string_view& in);
+
+// Takes a field's content off `in`, up to where the next field begins.
+void SkipContent(WireFormatLite::WireType type, std::string_view& in) {
+  switch (type) {
+    case WireFormatLite::WIRETYPE_VARINT:
+      TakeVarint(in);
+      break;
+    case WireFormatLite::WIRETYPE_FIXED64:
+      in.remove_prefix(8);
+      break;
+    case WireFormatLite::WIRETYPE_FIXED32:
+      in.remove_prefix(4);
+      break;
+    case WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
+      in.remove_prefix(TakeVarint(in));
+      break;
+    case WireFormatLite::WIRETYPE_START_GROUP:  // of unknown fields; no deeper than was parsed
+      while (TakeField(in).type != WireFormatLite::WIRETYPE_END_GROUP) {
+      }
+      break;
+    case WireFormatLite::WIRETYPE_END_GROUP:
+      break;
+  }
 }
 
 WireField TakeField(std::string_view& in) {
   WireField field;
-  const std::string_view from = in;
+  std::string_view from = in;
   const auto tag = static_cast<uint32_t>(TakeVarint(in));
   field.tag = from.substr(0, from.size() - in.size());
   field.number = WireFormatLite::GetTagFieldNumber(tag);
-  const auto type = WireFormatLite::GetTagWireType(tag);
-  field.delimited = type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
-  if (field.delimited) {
-    const size_t length = TakeVarint(in);
-    field.content = in.substr(0, length);
-  } else if (type == WireFormatLite::WIRETYPE_VARINT) {
-    std::string_view rest = in;
-    TakeVarint(rest);
-    field.content = in.substr(0, in.size() - rest.size());
-  } else {
-    field.content = in.substr(0, FixedBytes(type));
-  }
-  in.remove_prefix(field.content.size());
+  field.type = WireFormatLite::GetTagWireType(tag);
+  from = in;
+  SkipContent(field.type, in);
+  if (field.delimited()) TakeVarint(from);
+  field.content = from.substr(0, from.size() - in.size());
   return field;
 }
 
@@ -76,7 +92,7 @@ class Joiner {
     while (!in.empty()) {
       const WireField field = TakeField(in);
       small_ += field.tag;
-      if (!field.delimited) {
+      if (!field.delimited()) {
         small_ += field.content;
         continue;
       }
@@ -105,8 +121,8 @@ class Joiner {
     size_t bytes = 0;
     for (std::string_view in = field.content; !in.empty();) {
       const WireField inner = TakeField(in);
-      const size_t content = inner.delimited ? JoinedBytes(*below, inner) : inner.content.size();
-      bytes += inner.tag.size() + content + (inner.delimited ? VarintBytes(content) : 0);
+      const size_t content = inner.delimited() ? JoinedBytes(*below, inner) : inner.content.size();
+      bytes += inner.tag.size() + content + (inner.delimited() ? VarintBytes(content) : 0);
     }
     return bytes;
   }

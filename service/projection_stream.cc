@@ -110,13 +110,10 @@ void ProjectionStream::Step() {
   bool read = false;
   bool write = false;
   bool more = false;
-  bool finish = false;
-  absl::Status end;
-  int64_t bytes = 0;
   {
     absl::MutexLock lock(&mutex_);
+    ++users_;
     while (abandoned_ && !slots_.empty() && slots_.front()->reply) slots_.pop_front();
-    const bool ends = half_closed_ || !end_.ok();
     write = !writing_ && !slots_.empty() && slots_.front()->reply.has_value();
     if (write) {
       outgoing_ = *std::move(slots_.front()->reply);
@@ -125,20 +122,29 @@ void ProjectionStream::Step() {
       written_bytes_ += static_cast<int64_t>(outgoing_.Length());
       more = !slots_.empty() && slots_.front()->reply.has_value();
     }
-    read = !reading_ && !ends && slots_.size() < kMaxStreamedRequests;
+    read = !reading_ && !Ends() && slots_.size() < kMaxStreamedRequests;
     reading_ = reading_ || read;
-    finish = ends && slots_.empty() && !writing_ && !cutting_ && !finished_;
-    finished_ = finished_ || finish;
-    end = end_;
-    bytes = written_bytes_;
   }
-  // Outside the lock: gRPC may answer on this thread before it returns. Whatever keeps the stream
-  // from ending is done first.
+  // Outside the lock: gRPC may answer on this thread before it returns.
   grpc::WriteOptions options;
   if (more) options.set_buffer_hint();  // one system call for all that are ready
   if (write) StartWrite(&outgoing_, options);
   if (read) StartRead(&incoming_);
-  if (finish) Finish(record_.End(end, bytes));
+  Leave();
+}
+
+void ProjectionStream::Leave() {
+  absl::Status end;
+  int64_t bytes = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    --users_;
+    if (!Ends() || !slots_.empty() || writing_ || users_ > 0 || finished_) return;
+    finished_ = true;
+    end = end_;
+    bytes = written_bytes_;
+  }
+  Finish(record_.End(end, bytes));
 }
 
 void ProjectionStream::OnWriteDone(bool ok) {
@@ -161,15 +167,11 @@ void ProjectionStream::End(const absl::Status& status) {
 void ProjectionStream::Cut() {
   {
     absl::MutexLock lock(&mutex_);
-    if (finished_ || slots_.empty()) return;
-    cutting_ = true;  // keeps the call from being finished, and so its context
+    if (finished_ || (slots_.empty() && !writing_)) return;
+    ++users_;
   }
   context_->TryCancel();
-  {
-    absl::MutexLock lock(&mutex_);
-    cutting_ = false;
-  }
-  Step();
+  Leave();
 }
 
 void ProjectionStream::Abandon() {

@@ -62,6 +62,10 @@ class ProjectionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   void Abandon() ABSL_LOCKS_EXCLUDED(mutex_);
   // Starts whatever can be done next: a read, a write, the end.
   void Step() ABSL_LOCKS_EXCLUDED(mutex_);
+  // One of users_ is done. The last one ends a stream that has nothing left to do.
+  void Leave() ABSL_LOCKS_EXCLUDED(mutex_);
+  // No more is read.
+  bool Ends() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return half_closed_ || !end_.ok(); }
 
   DataPlane& plane_;
   LongCalls& streams_;
@@ -79,7 +83,8 @@ class ProjectionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;  // the client sends no more
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;
-  bool cutting_ ABSL_GUARDED_BY(mutex_) = false;  // context_ is in use
+  // Threads that are about to tell gRPC something: it frees the call once that is finished.
+  int users_ ABSL_GUARDED_BY(mutex_) = 0;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

@@ -85,10 +85,10 @@ class TestServer {
     server_ = builder.BuildAndStart();
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(-1);
-    const std::shared_ptr<grpc::Channel> channel = server_->InProcessChannel(arguments);
-    adapters_ = v1::AdapterService::NewStub(channel);
-    projections_ = v1::ProjectionService::NewStub(channel);
-    merges_ = v1::MergeService::NewStub(channel);
+    channel_ = server_->InProcessChannel(arguments);
+    adapters_ = v1::AdapterService::NewStub(channel_);
+    projections_ = v1::ProjectionService::NewStub(channel_);
+    merges_ = v1::MergeService::NewStub(channel_);
   }
   ~TestServer() { Shutdown(); }
 
@@ -109,6 +109,7 @@ class TestServer {
   Metrics& metrics() { return metrics_; }
   std::atomic<bool>& draining() { return draining_; }
   ThreadPool& workers() { return workers_; }
+  DataPlane& data_plane() { return data_plane_; }
   const BufferPool& buffers() const { return buffers_; }
   LongCalls& streams() { return projection_service_.streams(); }
   LongCalls& watchers() { return adapter_service_.watchers(); }
@@ -120,6 +121,8 @@ class TestServer {
   int64_t used_bytes() const { return registry_.budget().used(); }
   double inflight_bytes() { return metrics_.inflight_bytes().Value(); }
 
+  // For bytes that no stub would send.
+  const std::shared_ptr<grpc::Channel>& channel() { return channel_; }
   v1::AdapterService::Stub& adapters() { return *adapters_; }
   v1::ProjectionService::Stub& projections() { return *projections_; }
   v1::MergeService::Stub& merges() { return *merges_; }
@@ -265,6 +268,7 @@ class TestServer {
   ProjectionService projection_service_;
   MergeService merge_service_;
   std::unique_ptr<grpc::Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::AdapterService::Stub> adapters_;
   std::unique_ptr<v1::ProjectionService::Stub> projections_;
   std::unique_ptr<v1::MergeService::Stub> merges_;
