@@ -50,12 +50,22 @@ class Loop final : public ThreadPool::SharedWork {
 
 absl::Status ParallelFor(ThreadPool& pool, int64_t count, const Cancellation& cancellation,
                          absl::FunctionRef<absl::Status(int64_t)> body) {
-  Loop loop(count, cancellation, body);
   const int64_t helpers = std::min<int64_t>(count, pool.threads()) - 1;
-  if (helpers > 0) pool.Share(loop, static_cast<int>(helpers));
+  if (helpers <= 0) return RunInTurn(count, cancellation, body);
+  Loop loop(count, cancellation, body);
+  pool.Share(loop, static_cast<int>(helpers));
   loop.Help();
-  if (helpers > 0) pool.Withdraw(loop);
+  pool.Withdraw(loop);
   return loop.TakeStatus();
+}
+
+absl::Status RunInTurn(int64_t count, const Cancellation& cancellation,
+                       absl::FunctionRef<absl::Status(int64_t)> body) {
+  for (int64_t index = 0; index < count; ++index) {
+    if (absl::Status status = cancellation.Check(); !status.ok()) return status;
+    if (absl::Status status = body(index); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace adapterd

@@ -22,6 +22,10 @@ namespace adapterd {
 absl::Status ParallelFor(ThreadPool& pool, int64_t count, const Cancellation& cancellation,
                          absl::FunctionRef<absl::Status(int64_t)> body);
 
+// The same by the caller alone, in order.
+absl::Status RunInTurn(int64_t count, const Cancellation& cancellation,
+                       absl::FunctionRef<absl::Status(int64_t)> body);
+
 }  // namespace adapterd
 
 #endif  // ADAPTERD_CORE_BASE_PARALLEL_H_

@@ -1,0 +1,256 @@
+// AMX: registers that are tiles of 16 rows, and an instruction that multiplies 32 BF16 of each.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/base/checked_math.h"
+#include "core/compute/small_rows.h"
+
+#define ADAPTERD_AMX [[gnu::target("amx-tile,amx-bf16,avx512f")]]
+
+namespace adapterd {
+namespace {
+
+constexpr int64_t kMaxRows = 16;
+constexpr int64_t kColumns = 16;   // of sums in a tile
+constexpr int64_t kDepth = 32;     // rows of weights in a tile, which lie in pairs
+constexpr int64_t kRowBytes = 64;  // of any tile
+constexpr int64_t kBytes = 2;      // of a BF16
+constexpr int kSumTiles = 4;
+constexpr int64_t kPanelsAhead = 2;
+
+// Tiles 0 to 3 hold sums, 4 and 5 rows of the source, 6 and 7 weights.
+struct alignas(64) TileShapes {
+  TileShapes(int64_t rows, int64_t pairs) {
+    for (int tile = 0; tile < 8; ++tile) {
+      const bool is_source = tile == 4 || tile == 5;
+      row_bytes[tile] = static_cast<uint16_t>(is_source ? pairs * 4 : kRowBytes);
+      row_count[tile] = static_cast<uint8_t>(tile < 6 ? rows : pairs);
+    }
+  }
+
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t row_count[16] = {};
+};
+static_assert(sizeof(TileShapes) == 64);
+
+// Where tiles of the source begin. The last one of a row that ends within it is copied, because what
+// follows the row may be no number.
+class SourceTiles {
+ public:
+  explicit SourceTiles(const SmallProduct& product)
+      : data_(static_cast<const std::byte*>(product.source)),
+        stride_(product.source_stride * kBytes),
+        whole_(product.k / kDepth),
+        count_(CeilDiv(product.k, kDepth)) {
+    if (whole_ == count_) return;
+    std::memset(last_, 0, sizeof(last_));
+    for (int64_t row = 0; row < product.rows; ++row) {
+      std::memcpy(last_[row], data_ + row * stride_ + whole_ * kRowBytes,
+                  (product.k - whole_ * kDepth) * kBytes);
+    }
+  }
+
+  int64_t count() const { return count_; }
+  const std::byte* at(int64_t tile) const {
+    return tile < whole_ ? data_ + tile * kRowBytes : last_[0];
+  }
+  int64_t stride(int64_t tile) const { return tile < whole_ ? stride_ : kRowBytes; }
+
+ private:
+  const std::byte* data_;
+  int64_t stride_;
+  int64_t whole_;
+  int64_t count_;
+  alignas(64) std::byte last_[kMaxRows][kRowBytes];
+};
+
+// The weights of up to 64 columns: tile [k, column] begins at data + k * tile_bytes + column * 64.
+struct Weights {
+  const std::byte* data;
+  int64_t stride;  // from pair to pair
+
+  const std::byte* at(int64_t k) const { return data + k * (kDepth / 2) * stride; }
+};
+
+// Of a rank up to 16, each panel is half zeros. Read downwards ahead of time: memory that notices
+// fetches by itself what lies below, which is needed, and not the zeros above.
+ADAPTERD_AMX void PrefetchPanel(const SmallProduct& product, const std::byte* panel) {
+  const int64_t bytes = CeilDiv(product.k, int64_t{2}) * product.panel * 2 * kBytes;
+  for (int64_t at = bytes - kRowBytes; at >= 0; at -= kRowBytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(panel + at), _MM_HINT_T0);
+  }
+}
+
+// Sums in tile 0, and in 1 to 3 for other tiles of the source: one multiplication takes as long as
+// four begin.
+ADAPTERD_AMX void MultiplyOneColumn(const SourceTiles& source, const Weights& weights) {
+  int64_t k = 0;
+  for (; k + 4 <= source.count(); k += 4) {
+    _tile_loadd(4, source.at(k), source.stride(k));
+    _tile_loadd(6, weights.at(k), weights.stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, source.at(k + 1), source.stride(k + 1));
+    _tile_loadd(7, weights.at(k + 1), weights.stride);
+    _tile_dpbf16ps(1, 5, 7);
+    _tile_loadd(4, source.at(k + 2), source.stride(k + 2));
+    _tile_loadd(6, weights.at(k + 2), weights.stride);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(5, source.at(k + 3), source.stride(k + 3));
+    _tile_loadd(7, weights.at(k + 3), weights.stride);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  for (; k < source.count(); ++k) {
+    _tile_loadd(4, source.at(k), source.stride(k));
+    _tile_loadd(6, weights.at(k), weights.stride);
+    _tile_dpbf16ps(0, 4, 6);
+  }
+}
+
+// Sums in tiles 0 and 1, and in 2 and 3.
+ADAPTERD_AMX void MultiplyTwoColumns(const SourceTiles& source, const Weights& weights) {
+  int64_t k = 0;
+  for (; k + 2 <= source.count(); k += 2) {
+    _tile_loadd(4, source.at(k), source.stride(k));
+    _tile_loadd(6, weights.at(k), weights.stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, weights.at(k) + kRowBytes, weights.stride);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, source.at(k + 1), source.stride(k + 1));
+    _tile_loadd(6, weights.at(k + 1), weights.stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_loadd(7, weights.at(k + 1) + kRowBytes, weights.stride);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  if (k == source.count()) return;
+  _tile_loadd(4, source.at(k), source.stride(k));
+  _tile_loadd(6, weights.at(k), weights.stride);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, weights.at(k) + kRowBytes, weights.stride);
+  _tile_dpbf16ps(1, 4, 7);
+}
+
+// Sums in tiles 0 to 2, or 0 to 3.
+template <bool kFour>
+ADAPTERD_AMX void MultiplyMoreColumns(const SourceTiles& source, const Weights& weights) {
+  for (int64_t k = 0; k < source.count(); ++k) {
+    const std::byte* tiles = weights.at(k);
+    _tile_loadd(4, source.at(k), source.stride(k));
+    _tile_loadd(6, tiles, weights.stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, tiles + kRowBytes, weights.stride);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(6, tiles + 2 * kRowBytes, weights.stride);
+    _tile_dpbf16ps(2, 4, 6);
+    if constexpr (kFour) {
+      _tile_loadd(7, tiles + 3 * kRowBytes, weights.stride);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+}
+
+// The same of four columns when the source is one tile: it is in tile 4 already.
+ADAPTERD_AMX void MultiplyOnce(const Weights& weights) {
+  _tile_loadd(6, weights.data, weights.stride);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, weights.data + kRowBytes, weights.stride);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_loadd(6, weights.data + 2 * kRowBytes, weights.stride);
+  _tile_dpbf16ps(2, 4, 6);
+  _tile_loadd(7, weights.data + 3 * kRowBytes, weights.stride);
+  _tile_dpbf16ps(3, 4, 7);
+}
+
+ADAPTERD_AMX void ZeroSums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+ADAPTERD_AMX void StoreSums(float* to, int64_t tile_step, int64_t stride) {
+  _tile_stored(0, to, stride * 4);
+  _tile_stored(1, to + tile_step, stride * 4);
+  _tile_stored(2, to + 2 * tile_step, stride * 4);
+  _tile_stored(3, to + 3 * tile_step, stride * 4);
+}
+
+// The tiles' sums, added to the destination's first `columns` columns or written there. Those of
+// other tiles of the source, which are `apart` tiles further, come on top.
+ADAPTERD_AMX void FinishSums(const SmallProduct& product, int64_t columns, int apart,
+                             float* destination) {
+  alignas(64) float sums[kMaxRows][kSumTiles * kColumns];
+  StoreSums(sums[0], kColumns, kSumTiles * kColumns);
+  for (int64_t row = 0; row < product.rows; ++row) {
+    float* to = destination + row * product.n;
+    for (int64_t col = 0; col < columns; ++col) {
+      float sum = sums[row][col];
+      for (int64_t other = apart; other < kSumTiles; other += apart) {
+        sum += sums[row][other * kColumns + col];
+      }
+      to[col] = product.accumulate ? to[col] + sum : sum;
+    }
+  }
+}
+
+// Up to 64 columns.
+ADAPTERD_AMX void Columns(const SmallProduct& product, const SourceTiles& source,
+                          const Weights& weights, int64_t columns, float* destination) {
+  ZeroSums();
+  switch (CeilDiv(columns, kColumns)) {
+    case 1:
+      MultiplyOneColumn(source, weights);
+      return FinishSums(product, columns, 1, destination);
+    case 2:
+      MultiplyTwoColumns(source, weights);
+      return FinishSums(product, columns, 2, destination);
+    case 3:
+      MultiplyMoreColumns<false>(source, weights);
+      return FinishSums(product, columns, kSumTiles, destination);
+    default:
+      if (source.count() == 1) {
+        MultiplyOnce(weights);
+      } else {
+        MultiplyMoreColumns<true>(source, weights);
+      }
+      if (columns < kSumTiles * kColumns || product.accumulate) {
+        return FinishSums(product, columns, kSumTiles, destination);
+      }
+      StoreSums(destination, kColumns, product.n);
+  }
+}
+
+}  // namespace
+
+ADAPTERD_AMX void MultiplyRowsAmx(const SmallProduct& product) {
+  const SourceTiles source(product);
+  const TileShapes shapes(product.rows, CeilDiv(std::min(product.k, kDepth), int64_t{2}));
+  _tile_loadconfig(&shapes);
+  _tile_loadd(4, source.at(0), source.stride(0));
+  const int64_t panel_bytes = product.panel * product.stored_k * kBytes;
+  const bool is_half_zeros = product.k * 2 <= product.stored_k;
+  for (int64_t first = 0; first < product.n; first += product.panel) {
+    const int64_t end = std::min(product.panel, product.n - first);
+    if (is_half_zeros && first + kPanelsAhead * product.panel < product.n) {
+      PrefetchPanel(product, product.weights + (first / product.panel + kPanelsAhead) * panel_bytes);
+    }
+    for (int64_t col = 0; col < end; col += kSumTiles * kColumns) {
+      const Weights weights = {
+          product.weights + (first * product.stored_k + 2 * col) * kBytes,
+          product.panel * 2 * kBytes};
+      Columns(product, source, weights, std::min(end - col, kSumTiles * kColumns),
+              product.destination + first + col);
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace adapterd
+
+#endif
