@@ -184,7 +184,8 @@ absl::Status PackedPair::Impl::MultiplyA(Kernels::Impl& kernels, int64_t rows, c
                    .weights = all.weights,
                    .panel = plan.panel == 0 ? plan.n : plan.panel,
                    .stored_k = plan.stored_k(),
-                   .destination = wide});
+                   .destination = wide,
+                   .destination_stride = plan.n});
     return absl::OkStatus();
   }
   const int64_t step = std::min(rows, shrink_rows_);
@@ -233,10 +234,17 @@ void PackedPair::Impl::Lookup(const Kernels::Impl& kernels, std::span<const int6
 absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
                                       const std::byte* low_rank, const Columns& columns,
                                       const SumsForm& form, void* sums) const {
-  const std::byte* weights = expand_.At(columns.first);
-  if (!IsSmall(kernels, rows)) {
-    return kernels.Run(ExpandShape(RowBucket(rows), columns.count, form), low_rank, weights, sums);
+  if (IsSmall(kernels, rows)) {
+    ExpandSmall(kernels, rows, low_rank, columns, form, {sums, columns.count});
+    return absl::OkStatus();
   }
+  return kernels.Run(ExpandShape(RowBucket(rows), columns.count, form), low_rank,
+                     expand_.At(columns.first), sums);
+}
+
+void PackedPair::Impl::ExpandSmall(const Kernels::Impl& kernels, int64_t rows,
+                                   const std::byte* low_rank, const Columns& columns,
+                                   const SumsForm& form, const SumsPlace& sums) const {
   const MatrixPlan& plan = expand_.plan();
   kernels.small_rows(plan.type)
       .multiply({.rows = rows,
@@ -244,12 +252,13 @@ absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
                  .n = columns.count,
                  .source = low_rank,
                  .source_stride = plan.k,
-                 .weights = weights,
+                 .weights = expand_.At(columns.first),
                  .panel = plan.panel == 0 ? columns.count : plan.panel,
                  .stored_k = plan.stored_k(),
-                 .destination = static_cast<float*>(sums),
-                 .accumulate = form.accumulate});
-  return absl::OkStatus();
+                 .destination = sums.data,
+                 .destination_stride = sums.stride,
+                 .accumulate = form.accumulate,
+                 .narrow = form.narrow});
 }
 
 absl::StatusOr<int64_t> PackedPair::BytesFor(const Kernels& kernels, const PairShape& shape,

@@ -85,9 +85,16 @@ class PackedPair::Impl {
     bool narrow = false;      // rounds them to BF16
   };
   // sums [computed rows, columns.count] = low_rank B^T for these columns. REQUIRES: narrow only for
-  // BF16, of rows that are not small.
+  // BF16.
   absl::Status Expand(Kernels::Impl& kernels, int64_t rows, const std::byte* low_rank,
                       const Columns& columns, const SumsForm& form, void* sums) const;
+  // The same by our own loops, to rows that lie apart. REQUIRES: IsSmall(kernels, rows).
+  struct SumsPlace {
+    void* data = nullptr;
+    int64_t stride = 0;  // elements from row to row
+  };
+  void ExpandSmall(const Kernels::Impl& kernels, int64_t rows, const std::byte* low_rank,
+                   const Columns& columns, const SumsForm& form, const SumsPlace& sums) const;
 
  private:
   static constexpr int64_t kNarrowColumns = 512;

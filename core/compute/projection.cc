@@ -26,9 +26,7 @@ struct Block {
 // from further away than the rows, as often as the cache allows. Depends on the request alone, so
 // that results do not depend on the number of threads.
 int64_t BlockRows(int64_t rows, int64_t bytes_per_row, ComputeType type) {
-  // With AMX a product of 16 rows costs as much as one of 32.
-  const int64_t least = type == ComputeType::kBF16 ? 32 : 16;
-  int64_t block = rows <= 64 ? least : rows <= 128 ? 32 : kMaxBlockRows;
+  int64_t block = rows <= 32 && type == ComputeType::kF32 ? 16 : rows <= 128 ? 32 : kMaxBlockRows;
   while (block > 1 && block * bytes_per_row > kScratchBytes) block /= 2;
   return block;
 }
@@ -146,12 +144,12 @@ absl::StatusOr<const std::byte*> ShrinkAll(Kernels::Impl& kernels, const Project
 }
 
 // Whether one product is all that an output consists of, and its kernel rounds it.
-bool IsRoundedByKernel(const Kernels::Impl& kernels, const Block& block) {
+bool IsRoundedByKernel(const Block& block) {
   const std::span<const ProjectionTerm> terms = block.segment->terms;
   if (terms.size() != 1 || block.target->base_output.has_value()) return false;
   const PackedPair::Impl& pair = terms[0].pair->impl();
   return terms[0].bias == nullptr && block.target->output.dtype == DType::kBF16 &&
-         pair.type() == ComputeType::kBF16 && !pair.IsSmall(kernels, block.rows);
+         pair.type() == ComputeType::kBF16;
 }
 
 absl::Status ExpandAll(Kernels::Impl& kernels, const Block& block, const std::byte* low_rank,
@@ -193,9 +191,15 @@ absl::Status RunBlock(Kernels::Impl& kernels, const ProjectionInput& input, cons
     step = std::max(step, pair.column_step());
   }
   ASSIGN_OR_RETURN(const std::byte* low_rank, ShrinkAll(kernels, input, block, computed_rows));
-  const auto type = IsRoundedByKernel(kernels, block) ? BlockSums::Type::kOutput
-                                                      : BlockSums::Type::kF32;
   const int64_t columns = block.target->output.cols;
+  const bool rounded = IsRoundedByKernel(block);
+  if (rounded && terms[0].pair->impl().IsSmall(kernels, block.rows)) {
+    const MutableMatrixView output = block.target->output.Rows(block.first_row, block.rows);
+    terms[0].pair->impl().ExpandSmall(kernels, block.rows, low_rank, {0, columns}, {.narrow = true},
+                                      {output.data, columns});
+    return absl::OkStatus();
+  }
+  const auto type = rounded ? BlockSums::Type::kOutput : BlockSums::Type::kF32;
   for (int64_t first = 0; first < columns; first += step) {
     RETURN_IF_ERROR(ExpandAll(kernels, block, low_rank, computed_rows, type,
                               {first, std::min(step, columns - first)}));

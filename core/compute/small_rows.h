@@ -8,8 +8,8 @@
 
 namespace adapterd {
 
-// destination [rows, n] = source [rows, k] x weights [k, n], or += to accumulate. Destination and
-// sums are F32; source and weights are both F32 or both BF16.
+// destination [rows, n] = source [rows, k] x weights [k, n], or += to accumulate. Sums are F32;
+// source and weights are both F32 or both BF16.
 struct SmallProduct {
   int64_t rows = 0;
   int64_t k = 0;
@@ -20,8 +20,10 @@ struct SmallProduct {
   const std::byte* weights = nullptr;
   int64_t panel = 0;     // columns of a panel, counting zeros
   int64_t stored_k = 0;  // rows of a panel, counting zeros
-  float* destination = nullptr;
+  void* destination = nullptr;
+  int64_t destination_stride = 0;  // elements from row to row
   bool accumulate = false;
+  bool narrow = false;  // the destination is BF16, rounded once, and not F32; not to accumulate
 };
 
 // One type's loops, and what they are better at than oneDNN. None: max_rows is 0.
@@ -32,7 +34,7 @@ struct SmallRows {
 };
 
 #if defined(__x86_64__)
-// REQUIRES: a CPU with AVX512F; F32; one row.
+// REQUIRES: a CPU with AVX512F; F32 throughout; one row.
 void MultiplyRowAvx512(const SmallProduct& product);
 // REQUIRES: a process that may use AMX; BF16 in panels; up to 16 rows.
 void MultiplyRowsAmx(const SmallProduct& product);

@@ -8,8 +8,9 @@
 
 #include "core/base/checked_math.h"
 #include "core/compute/small_rows.h"
+#include "core/tensor/convert.h"
 
-#define ADAPTERD_AMX [[gnu::target("amx-tile,amx-bf16,avx512f")]]
+#define ADAPTERD_AMX [[gnu::target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512bf16")]]
 
 namespace adapterd {
 namespace {
@@ -181,49 +182,90 @@ ADAPTERD_AMX void StoreSums(float* to, int64_t tile_step, int64_t stride) {
   _tile_stored(3, to + 3 * tile_step, stride * 4);
 }
 
-// The tiles' sums, added to the destination's first `columns` columns or written there. Those of
-// other tiles of the source, which are `apart` tiles further, come on top.
-ADAPTERD_AMX void FinishSums(const SmallProduct& product, int64_t columns, int apart,
-                             float* destination) {
-  alignas(64) float sums[kMaxRows][kSumTiles * kColumns];
-  StoreSums(sums[0], kColumns, kSumTiles * kColumns);
-  for (int64_t row = 0; row < product.rows; ++row) {
-    float* to = destination + row * product.n;
-    for (int64_t col = 0; col < columns; ++col) {
-      float sum = sums[row][col];
-      for (int64_t other = apart; other < kSumTiles; other += apart) {
-        sum += sums[row][other * kColumns + col];
-      }
-      to[col] = product.accumulate ? to[col] + sum : sum;
+// The sums of up to 64 columns.
+struct alignas(64) Sums {
+  float values[kMaxRows][kSumTiles * kColumns];
+};
+
+// Adds up the sums of different tiles of the source: columns apart, 2 * apart, ... on those before.
+void AddOtherTiles(int64_t rows, int64_t apart, Sums& sums) {
+  for (int64_t row = 0; row < rows; ++row) {
+    float* values = sums.values[row];
+    for (int64_t other = apart; other < kSumTiles * kColumns; other += apart) {
+      for (int64_t col = 0; col < apart; ++col) values[col] += values[other + col];
     }
   }
 }
 
-// Up to 64 columns.
-ADAPTERD_AMX void Columns(const SmallProduct& product, const SourceTiles& source,
-                          const Weights& weights, int64_t columns, float* destination) {
+// 64 F32 to BF16. The instruction takes subnormals for zeros, so that those go the other way.
+ADAPTERD_AMX void Round(const float* values, std::byte* to) {
+  constexpr int kSubnormal = 0x20;
+  for (int64_t at = 0; at < kSumTiles * kColumns; at += 2 * kColumns, to += kRowBytes) {
+    const __m512 low = _mm512_load_ps(values + at);
+    const __m512 high = _mm512_load_ps(values + at + kColumns);
+    const __mmask16 subnormal = _kor_mask16(_mm512_fpclass_ps_mask(low, kSubnormal),
+                                            _mm512_fpclass_ps_mask(high, kSubnormal));
+    if (subnormal != 0) {
+      ConvertFromF32(values + at, DType::kBF16, to, 2 * kColumns);
+    } else {
+      const __m512bh narrow = _mm512_cvtne2ps_pbh(high, low);
+      std::memcpy(to, &narrow, sizeof(narrow));
+    }
+  }
+}
+
+// Brings the first `columns` sums of each row to the destination's columns from `first` on.
+ADAPTERD_AMX void Finish(const SmallProduct& product, const Sums& sums, int64_t first,
+                         int64_t columns) {
+  for (int64_t row = 0; row < product.rows; ++row) {
+    const float* values = sums.values[row];
+    const int64_t at = row * product.destination_stride + first;
+    if (product.narrow) {
+      std::byte* to = static_cast<std::byte*>(product.destination) + at * kBytes;
+      if (columns == kSumTiles * kColumns) {
+        Round(values, to);
+      } else {
+        ConvertFromF32(values, DType::kBF16, to, columns);
+      }
+      continue;
+    }
+    float* to = static_cast<float*>(product.destination) + at;
+    if (product.accumulate) {
+      for (int64_t col = 0; col < columns; ++col) to[col] += values[col];
+    } else {
+      std::copy_n(values, columns, to);
+    }
+  }
+}
+
+// Up to 64 columns from `first` on.
+ADAPTERD_AMX void MultiplyColumns(const SmallProduct& product, const SourceTiles& source,
+                                  const Weights& weights, int64_t first, int64_t columns) {
   ZeroSums();
+  int64_t apart = kSumTiles * kColumns;
   switch (CeilDiv(columns, kColumns)) {
     case 1:
       MultiplyOneColumn(source, weights);
-      return FinishSums(product, columns, 1, destination);
+      apart = kColumns;
+      break;
     case 2:
       MultiplyTwoColumns(source, weights);
-      return FinishSums(product, columns, 2, destination);
+      apart = 2 * kColumns;
+      break;
     case 3:
       MultiplyMoreColumns<false>(source, weights);
-      return FinishSums(product, columns, kSumTiles, destination);
+      break;
     default:
       if (source.count() == 1) {
         MultiplyOnce(weights);
       } else {
         MultiplyMoreColumns<true>(source, weights);
       }
-      if (columns < kSumTiles * kColumns || product.accumulate) {
-        return FinishSums(product, columns, kSumTiles, destination);
-      }
-      StoreSums(destination, kColumns, product.n);
   }
+  Sums sums;
+  StoreSums(sums.values[0], kColumns, kSumTiles * kColumns);
+  AddOtherTiles(product.rows, apart, sums);
+  Finish(product, sums, first, columns);
 }
 
 }  // namespace
@@ -244,8 +286,8 @@ ADAPTERD_AMX void MultiplyRowsAmx(const SmallProduct& product) {
       const Weights weights = {
           product.weights + (first * product.stored_k + 2 * col) * kBytes,
           product.panel * 2 * kBytes};
-      Columns(product, source, weights, std::min(end - col, kSumTiles * kColumns),
-              product.destination + first + col);
+      MultiplyColumns(product, source, weights, first + col,
+                      std::min(end - col, kSumTiles * kColumns));
     }
   }
   _tile_release();

@@ -70,7 +70,7 @@ void MultiplyRowAvx512(const SmallProduct& product) {
       const int64_t columns = std::min(end - col, kMaxVectors * kLanes);
       const int64_t vectors = CeilDiv(columns, kLanes);
       const __mmask16 last = FirstLanes(columns - (vectors - 1) * kLanes);
-      float* to = product.destination + first + col;
+      float* to = static_cast<float*>(product.destination) + first + col;
       switch (vectors) {
         case 1:
           Columns<1, 8>(product, panel + col, last, to);
