@@ -7,7 +7,8 @@
 namespace adapterd {
 namespace {
 
-// Asks again and again before a thread sleeps: about 20 microseconds, as long as waking it up takes.
+// Asks again and again before a thread sleeps: about 20 microseconds, as long as waking it up
+// takes.
 constexpr int kSpins = 400;
 
 void Pause() {

@@ -41,9 +41,9 @@ class ThreadPool {
 
    private:
     friend class ThreadPool;
-    int wanted_ = 0;                 // threads that may still join; guarded by the pool's mutex
-    std::atomic<int> helping_ = 0;   // threads that have joined and not left
-    SharedWork* next_ = nullptr;     // guarded by the pool's mutex
+    int wanted_ = 0;                // threads that may still join; guarded by the pool's mutex
+    std::atomic<int> helping_ = 0;  // threads that have joined and not left
+    SharedWork* next_ = nullptr;    // guarded by the pool's mutex
   };
 
   // Lets up to `helpers` threads call work.Help(), each once, before they look at queued jobs: what

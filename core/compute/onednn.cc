@@ -197,8 +197,7 @@ struct Kernels::Impl::ThreadCache {
   AlignedBuffer scratchpad;
 };
 
-Kernels::Impl::Impl(KernelChoice choice)
-    : id_(next_id++), engine_(dnnl::engine::kind::cpu, 0) {
+Kernels::Impl::Impl(KernelChoice choice) : id_(next_id++), engine_(dnnl::engine::kind::cpu, 0) {
   PrepareComputeThread();
   const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
   has_amx_ = Includes(isa, dnnl::cpu_isa::avx512_core_amx);

@@ -23,8 +23,8 @@ namespace adapterd {
 
 constexpr int64_t ElementBytes(ComputeType type) { return type == ComputeType::kBF16 ? 2 : 4; }
 
-// destination [rows, n] = source [rows, k] x weights [k, n], with F32 sums. All three are dense: for
-// anything with gaps oneDNN has only loops that are hundreds of times slower.
+// destination [rows, n] = source [rows, k] x weights [k, n], with F32 sums. All three are dense:
+// for anything with gaps oneDNN has only loops that are hundreds of times slower.
 struct MatmulShape {
   ComputeType type = ComputeType::kF32;  // of source and weights
   int64_t rows = 0;
@@ -41,8 +41,7 @@ struct MatmulShape {
   bool operator==(const MatmulShape&) const = default;
   template <typename H>
   friend H AbslHashValue(H h, const MatmulShape& s) {
-    return H::combine(std::move(h), s.type, s.rows, s.k, s.n, s.panel, s.accumulate,
-                      s.narrow);
+    return H::combine(std::move(h), s.type, s.rows, s.k, s.n, s.panel, s.accumulate, s.narrow);
   }
 };
 

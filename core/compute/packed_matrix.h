@@ -49,8 +49,7 @@ class PackedMatrix {
 
   // Weights [j, i] = source [i, j], with zeros where the source has nothing: Create and
   // FillTransposed in one pass over the memory.
-  static absl::StatusOr<PackedMatrix> Transposed(const MatrixPlan& plan,
-                                                 const MatrixView& source);
+  static absl::StatusOr<PackedMatrix> Transposed(const MatrixPlan& plan, const MatrixView& source);
 
   // Weights [first_k + j, i] = source [i, j]: takes the transpose of a row-major matrix.
   // Weights [first_k + i, j] = source [i, j]: takes it as it is; only for F32.

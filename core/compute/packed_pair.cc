@@ -76,8 +76,7 @@ absl::StatusOr<int64_t> SumOfBytes(std::optional<int64_t> a, std::optional<int64
 
 PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
   const bool panels = kernels.has_panels(type);
-  return {type == ComputeType::kF32 ? ShrinkPlanF32(panels, shape)
-                                    : ShrinkPlanBF16(panels, shape),
+  return {type == ComputeType::kF32 ? ShrinkPlanF32(panels, shape) : ShrinkPlanBF16(panels, shape),
           ExpandPlan(kernels, shape, type)};
 }
 
@@ -143,7 +142,8 @@ absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
   for (int64_t rows = 1; rows <= kMaxBlockRows; rows *= 2) {
     if (IsSmall(kernels, rows)) continue;
     if (!is_embedding() && rows <= shrink_rows_) shapes.push_back(ShrinkShape(rows));
-    for (const SumsForm sums : {SumsForm{}, SumsForm{.accumulate = true}, SumsForm{.narrow = true}}) {
+    for (const SumsForm sums :
+         {SumsForm{}, SumsForm{.accumulate = true}, SumsForm{.narrow = true}}) {
       if (sums.narrow && type() != ComputeType::kBF16) continue;
       shapes.push_back(ExpandShape(rows, first, sums));
       if (last != 0) shapes.push_back(ExpandShape(rows, last, sums));
@@ -158,9 +158,9 @@ absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, cons
   const int64_t kept = expand_.plan().k;
   const int64_t computed = ComputedRows(kernels, rows);
   const bool in_place = plan.type == ComputeType::kF32 && plan.n == kept;
-  float* wide = in_place ? reinterpret_cast<float*>(low_rank)
-                         : Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank,
-                                                              computed * plan.n);
+  float* wide = in_place
+                    ? reinterpret_cast<float*>(low_rank)
+                    : Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, computed * plan.n);
   RETURN_IF_ERROR(MultiplyA(kernels, computed, input, wide));
   if (plan.type == ComputeType::kF32) {
     Scale(computed, wide, factor, reinterpret_cast<float*>(low_rank));
@@ -175,17 +175,16 @@ absl::Status PackedPair::Impl::MultiplyA(Kernels::Impl& kernels, int64_t rows, c
   const MatrixPlan& plan = matrix_a().plan();
   const PackedMatrix::Chunk& all = matrix_a().chunks().front();
   if (IsSmall(kernels, rows)) {
-    kernels.small_rows(plan.type)
-        .multiply({.rows = rows,
-                   .k = plan.k,
-                   .n = plan.n,
-                   .source = input,
-                   .source_stride = plan.k,
-                   .weights = all.weights,
-                   .panel = plan.panel == 0 ? plan.n : plan.panel,
-                   .stored_k = plan.stored_k(),
-                   .destination = wide,
-                   .destination_stride = plan.n});
+    kernels.small_rows(plan.type).multiply({.rows = rows,
+                                            .k = plan.k,
+                                            .n = plan.n,
+                                            .source = input,
+                                            .source_stride = plan.k,
+                                            .weights = all.weights,
+                                            .panel = plan.panel == 0 ? plan.n : plan.panel,
+                                            .stored_k = plan.stored_k(),
+                                            .destination = wide,
+                                            .destination_stride = plan.n});
     return absl::OkStatus();
   }
   const int64_t step = std::min(rows, shrink_rows_);
@@ -228,7 +227,8 @@ void PackedPair::Impl::Lookup(const Kernels::Impl& kernels, std::span<const int6
   auto* values = reinterpret_cast<float*>(low_rank);
   const auto count = static_cast<int64_t>(ids.size());
   std::get<EmbeddingTable>(shrink_).Lookup(ids, factor, values);
-  std::fill(values + count * shape_.rank, values + ComputedRows(kernels, count) * shape_.rank, 0.0f);
+  std::fill(values + count * shape_.rank, values + ComputedRows(kernels, count) * shape_.rank,
+            0.0f);
 }
 
 absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
@@ -246,19 +246,18 @@ void PackedPair::Impl::ExpandSmall(const Kernels::Impl& kernels, int64_t rows,
                                    const std::byte* low_rank, const Columns& columns,
                                    const SumsForm& form, const SumsPlace& sums) const {
   const MatrixPlan& plan = expand_.plan();
-  kernels.small_rows(plan.type)
-      .multiply({.rows = rows,
-                 .k = shape_.rank,
-                 .n = columns.count,
-                 .source = low_rank,
-                 .source_stride = plan.k,
-                 .weights = expand_.At(columns.first),
-                 .panel = plan.panel == 0 ? columns.count : plan.panel,
-                 .stored_k = plan.stored_k(),
-                 .destination = sums.data,
-                 .destination_stride = sums.stride,
-                 .accumulate = form.accumulate,
-                 .narrow = form.narrow});
+  kernels.small_rows(plan.type).multiply({.rows = rows,
+                                          .k = shape_.rank,
+                                          .n = columns.count,
+                                          .source = low_rank,
+                                          .source_stride = plan.k,
+                                          .weights = expand_.At(columns.first),
+                                          .panel = plan.panel == 0 ? columns.count : plan.panel,
+                                          .stored_k = plan.stored_k(),
+                                          .destination = sums.data,
+                                          .destination_stride = sums.stride,
+                                          .accumulate = form.accumulate,
+                                          .narrow = form.narrow});
 }
 
 absl::StatusOr<int64_t> PackedPair::BytesFor(const Kernels& kernels, const PairShape& shape,

@@ -82,7 +82,8 @@ double Microseconds(const Block& block) {
   for (const ProjectionTerm& term : block.segment->terms) {
     const bool narrow = term.pair->type() == ComputeType::kBF16;
     const PairShape& shape = term.pair->shape();
-    const auto elements = static_cast<double>(shape.rank * (shape.in_features + shape.out_features));
+    const auto elements =
+        static_cast<double>(shape.rank * (shape.in_features + shape.out_features));
     sum += elements * static_cast<double>(ElementBytes(term.pair->type())) / kBytes +
            2 * elements * static_cast<double>(block.rows) / (narrow ? kFlopsBF16 : kFlops);
   }

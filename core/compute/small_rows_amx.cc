@@ -41,8 +41,8 @@ struct alignas(64) TileShapes {
 };
 static_assert(sizeof(TileShapes) == 64);
 
-// Where tiles of the source begin. The last one of a row that ends within it is copied, because what
-// follows the row may be no number.
+// Where tiles of the source begin. The last one of a row that ends within it is copied, because
+// what follows the row may be no number.
 class SourceTiles {
  public:
   explicit SourceTiles(const SmallProduct& product)
@@ -272,12 +272,12 @@ ADAPTERD_AMX void MultiplyRowsAmx(const SmallProduct& product) {
   for (int64_t first = 0; first < product.n; first += product.panel) {
     const int64_t end = std::min(product.panel, product.n - first);
     if (is_half_zeros && first + kPanelsAhead * product.panel < product.n) {
-      PrefetchPanel(product, product.weights + (first / product.panel + kPanelsAhead) * panel_bytes);
+      PrefetchPanel(product,
+                    product.weights + (first / product.panel + kPanelsAhead) * panel_bytes);
     }
     for (int64_t col = 0; col < end; col += kSumTiles * kColumns) {
-      const Weights weights = {
-          product.weights + (first * product.stored_k + 2 * col) * kBytes,
-          product.panel * 2 * kBytes};
+      const Weights weights = {product.weights + (first * product.stored_k + 2 * col) * kBytes,
+                               product.panel * 2 * kBytes};
       MultiplyColumns(product, source, weights, first + col,
                       std::min(end - col, kSumTiles * kColumns));
     }

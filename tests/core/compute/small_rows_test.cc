@@ -27,9 +27,9 @@ class SmallProductTest : public ::testing::TestWithParam<ComputeType> {
   // Panels of this many columns, as pairs are packed; 0: row-major.
   void ExpectRight(int64_t rows, int64_t k, int64_t n, int64_t panel, bool accumulate,
                    bool narrow) {
-    SCOPED_TRACE(testing::Message() << rows << " x " << k << " x " << n << " panel " << panel
-                                    << (accumulate ? " accumulate" : "")
-                                    << (narrow ? " narrow" : ""));
+    SCOPED_TRACE(testing::Message()
+                 << rows << " x " << k << " x " << n << " panel " << panel
+                 << (accumulate ? " accumulate" : "") << (narrow ? " narrow" : ""));
     const MatrixPlan plan = {GetParam(), k, n, panel, n};
     const auto transposed = TestMatrix::Random(type(), n, k, ++seed_);
     ASSERT_OK_AND_ASSIGN(const PackedMatrix weights,
