@@ -23,10 +23,11 @@ struct Block {
 };
 
 // Few rows: blocks that leave some for other threads. Many: blocks that use the factors, which come
-// from further away than the rows, as often as the cache allows. Depends on the request alone, so
-// that results do not depend on the number of threads.
+// from further away than the rows, as often as the cache allows, which holds more rows of BF16.
+// Depends on the request alone, so that results do not depend on the number of threads.
 int64_t BlockRows(int64_t rows, int64_t bytes_per_row, ComputeType type) {
-  int64_t block = rows <= 32 && type == ComputeType::kF32 ? 16 : rows <= 128 ? 32 : kMaxBlockRows;
+  const bool narrow = type == ComputeType::kBF16;
+  int64_t block = rows <= 32 ? 16 : rows <= 128 || !narrow ? 32 : kMaxBlockRows;
   while (block > 1 && block * bytes_per_row > kScratchBytes) block /= 2;
   return block;
 }
