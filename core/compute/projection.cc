@@ -76,19 +76,21 @@ std::span<const Block> SplitIntoBlocks(int64_t input_cols,
 
 // What a block takes on one thread, roughly.
 double Microseconds(const Block& block) {
-  constexpr double kBytes = 40e3;  // a microsecond, of factors that are partly in the second cache
+  constexpr double kBytes = 40e3;  // a microsecond, of what is partly in the second cache
   constexpr double kFlops = 180e3;
   constexpr double kFlopsBF16 = 600e3;
+  double bytes = static_cast<double>(block.rows * block.target->output.row_bytes());
   double sum = 0;
   for (const ProjectionTerm& term : block.segment->terms) {
-    const bool narrow = term.pair->type() == ComputeType::kBF16;
-    const PairShape& shape = term.pair->shape();
-    const auto elements =
-        static_cast<double>(shape.rank * (shape.in_features + shape.out_features));
-    sum += elements * static_cast<double>(ElementBytes(term.pair->type())) / kBytes +
-           2 * elements * static_cast<double>(block.rows) / (narrow ? kFlopsBF16 : kFlops);
+    const PackedPair& pair = *term.pair;
+    const bool narrow = pair.type() == ComputeType::kBF16;
+    const int64_t columns = pair.shape().out_features +  // of an embedding's A few are read
+                            (pair.is_embedding() ? 0 : pair.shape().in_features);
+    const auto elements = static_cast<double>(pair.shape().rank * columns);
+    bytes += elements * static_cast<double>(ElementBytes(pair.type()));
+    sum += 2 * elements * static_cast<double>(block.rows) / (narrow ? kFlopsBF16 : kFlops);
   }
-  return sum;
+  return sum + bytes / kBytes;
 }
 
 // Whether other threads are worth what waking them up costs.

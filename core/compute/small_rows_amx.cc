@@ -72,16 +72,16 @@ class SourceTiles {
   alignas(64) std::byte last_[kMaxRows][kRowBytes];
 };
 
-// The weights of up to 64 columns: tile [k, column] begins at data + k * tile_bytes + column * 64.
+// The weights of up to 64 columns: those of each further 16 begin 64 bytes further.
 struct Weights {
   const std::byte* data;
   int64_t stride;  // from pair to pair
 
-  const std::byte* at(int64_t k) const { return data + k * (kDepth / 2) * stride; }
+  const std::byte* at(int64_t tile) const { return data + tile * (kDepth / 2) * stride; }
 };
 
-// Of a rank up to 16, each panel is half zeros. Read downwards ahead of time: memory that notices
-// fetches by itself what lies below, which is needed, and not the zeros above.
+// Of a rank up to 16, each panel is half zeros. Fetched downwards ahead of time: a CPU that notices
+// goes on by itself with what lies below, which is needed, and not with the zeros above.
 ADAPTERD_AMX void PrefetchPanel(const SmallProduct& product, const std::byte* panel) {
   const int64_t bytes = CeilDiv(product.k, int64_t{2}) * product.panel * 2 * kBytes;
   for (int64_t at = bytes - kRowBytes; at >= 0; at -= kRowBytes) {
