@@ -10,7 +10,8 @@
 #include "core/compute/small_rows.h"
 #include "core/tensor/convert.h"
 
-#define ADAPTERD_AMX [[gnu::target("amx-tile,amx-bf16,avx512f,avx512bf16")]]
+// For lambdas, too: what is not compiled for the same CPU is not inlined.
+#define ADAPTERD_AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bf16")))
 
 namespace adapterd {
 namespace {
@@ -86,6 +87,24 @@ ADAPTERD_AMX void PrefetchPanel(const SmallProduct& product, const std::byte* pa
   const int64_t bytes = CeilDiv(product.k, int64_t{2}) * product.panel * 2 * kBytes;
   for (int64_t at = bytes - kRowBytes; at >= 0; at -= kRowBytes) {
     _mm_prefetch(reinterpret_cast<const char*>(panel + at), _MM_HINT_T0);
+  }
+}
+
+// Calls body(weights, first column, columns) for up to 64 columns at a time.
+template <typename Body>
+ADAPTERD_AMX void ForEachPanel(const SmallProduct& product, Body body) {
+  const int64_t panel_bytes = product.panel * product.stored_k * kBytes;
+  const bool is_half_zeros = product.k * 2 <= product.stored_k;
+  for (int64_t first = 0; first < product.n; first += product.panel) {
+    const std::byte* panel = product.weights + first / product.panel * panel_bytes;
+    if (is_half_zeros && first + kPanelsAhead * product.panel < product.n) {
+      PrefetchPanel(product, panel + kPanelsAhead * panel_bytes);
+    }
+    const int64_t end = std::min(product.panel, product.n - first);
+    for (int64_t col = 0; col < end; col += kSumTiles * kColumns) {
+      body(Weights{panel + 2 * col * kBytes, product.panel * 2 * kBytes}, first + col,
+           std::min(end - col, kSumTiles * kColumns));
+    }
   }
 }
 
@@ -260,28 +279,46 @@ ADAPTERD_AMX void MultiplyColumns(const SmallProduct& product, const SourceTiles
   Finish(product, sums, first, columns);
 }
 
+// One row of the source, as pairs of BF16, times 64 columns: quicker than nearly empty tiles.
+ADAPTERD_AMX void MultiplyPairs(const uint32_t* pairs, int64_t count, const Weights& weights,
+                                float* sums) {
+  __m512 parts[kSumTiles] = {};
+  for (int64_t pair = 0; pair < count; ++pair) {
+    const auto x = (__m512bh)_mm512_set1_epi32(static_cast<int>(pairs[pair]));
+    const std::byte* line = weights.data + pair * weights.stride;
+#pragma GCC unroll 4
+    for (int i = 0; i < kSumTiles; ++i) {
+      const auto w = (__m512bh)_mm512_loadu_si512(line + i * kRowBytes);
+      parts[i] = _mm512_dpbf16_ps(parts[i], w, x);
+    }
+  }
+  for (int i = 0; i < kSumTiles; ++i) _mm512_store_ps(sums + i * kColumns, parts[i]);
+}
+
+// Of one row that fits into a tile.
+ADAPTERD_AMX void MultiplyRow(const SmallProduct& product) {
+  uint32_t pairs[kDepth / 2] = {};
+  std::memcpy(pairs, product.source, product.k * kBytes);
+  Sums sums;
+  ForEachPanel(product, [&](const Weights& weights, int64_t first, int64_t columns) ADAPTERD_AMX {
+    MultiplyPairs(pairs, CeilDiv(product.k, int64_t{2}), weights, sums.values[0]);
+    Finish(product, sums, first, columns);
+  });
+}
+
 }  // namespace
 
 ADAPTERD_AMX void MultiplyRowsAmx(const SmallProduct& product) {
+  if (product.rows == 1 && product.k <= kDepth && product.panel % (kSumTiles * kColumns) == 0) {
+    return MultiplyRow(product);
+  }
   const SourceTiles source(product);
   const TileShapes shapes(product.rows, CeilDiv(std::min(product.k, kDepth), int64_t{2}));
   _tile_loadconfig(&shapes);
   _tile_loadd(4, source.at(0), source.stride(0));
-  const int64_t panel_bytes = product.panel * product.stored_k * kBytes;
-  const bool is_half_zeros = product.k * 2 <= product.stored_k;
-  for (int64_t first = 0; first < product.n; first += product.panel) {
-    const int64_t end = std::min(product.panel, product.n - first);
-    if (is_half_zeros && first + kPanelsAhead * product.panel < product.n) {
-      PrefetchPanel(product,
-                    product.weights + (first / product.panel + kPanelsAhead) * panel_bytes);
-    }
-    for (int64_t col = 0; col < end; col += kSumTiles * kColumns) {
-      const Weights weights = {product.weights + (first * product.stored_k + 2 * col) * kBytes,
-                               product.panel * 2 * kBytes};
-      MultiplyColumns(product, source, weights, first + col,
-                      std::min(end - col, kSumTiles * kColumns));
-    }
-  }
+  ForEachPanel(product, [&](const Weights& weights, int64_t first, int64_t columns) ADAPTERD_AMX {
+    MultiplyColumns(product, source, weights, first, columns);
+  });
   _tile_release();
 }
 
