@@ -24,10 +24,19 @@ struct Block {
 
 // Few rows: blocks that leave some for other threads. Many: blocks that use the factors, which come
 // from further away than the rows, as often as the cache allows, which holds more rows of BF16.
-// Depends on the request alone, so that results do not depend on the number of threads.
-int64_t BlockRows(int64_t rows, int64_t bytes_per_row, ComputeType type) {
-  const bool narrow = type == ComputeType::kBF16;
-  int64_t block = rows <= 32 ? 16 : rows <= 128 || !narrow ? 32 : kMaxBlockRows;
+// Blocks that our own loops take are as fast with 16 rows as with more. Depends on the request
+// alone, so that results do not depend on the number of threads.
+int64_t BlockRows(const Kernels::Impl& kernels, const ProjectionSegment& segment,
+                  int64_t bytes_per_row) {
+  constexpr int64_t kLeast = 16;
+  const std::span<const ProjectionTerm> terms = segment.terms;
+  const auto is_own = [&kernels](const ProjectionTerm& term) {
+    return term.pair->impl().IsSmall(kernels, kLeast);
+  };
+  const bool narrow = !terms.empty() && terms[0].pair->type() == ComputeType::kBF16;
+  int64_t block = segment.rows <= 32 || std::ranges::all_of(terms, is_own) ? kLeast
+                  : segment.rows <= 128 || !narrow                         ? 32
+                                                                           : kMaxBlockRows;
   while (block > 1 && block * bytes_per_row > kScratchBytes) block /= 2;
   return block;
 }
@@ -39,19 +48,16 @@ int64_t ScratchBytesPerRow(int64_t input_cols, const ProjectionTarget& target,
   return elements * static_cast<int64_t>(sizeof(float));
 }
 
-ComputeType TypeOf(const ProjectionSegment& segment) {
-  return segment.terms.empty() ? ComputeType::kF32 : segment.terms[0].pair->type();
-}
-
 // Calls body(Block) for every block of the request.
 template <typename Body>
-void ForEachBlock(int64_t input_cols, std::span<const ProjectionTarget> targets, Body body) {
+void ForEachBlock(const Kernels::Impl& kernels, int64_t input_cols,
+                  std::span<const ProjectionTarget> targets, Body body) {
   constexpr int64_t kMinSplit = 16;  // shorter rests are padded to a bucket, longer ones are split
   for (const ProjectionTarget& target : targets) {
     int64_t row = 0;
     for (const ProjectionSegment& segment : target.segments) {
       int64_t block_rows =
-          BlockRows(segment.rows, ScratchBytesPerRow(input_cols, target, segment), TypeOf(segment));
+          BlockRows(kernels, segment, ScratchBytesPerRow(input_cols, target, segment));
       for (const int64_t end = row + segment.rows; row < end;) {
         const int64_t left = end - row;
         while (block_rows > left && block_rows > kMinSplit) block_rows /= 2;
@@ -64,13 +70,13 @@ void ForEachBlock(int64_t input_cols, std::span<const ProjectionTarget> targets,
 }
 
 // In the calling thread's scratch.
-std::span<const Block> SplitIntoBlocks(int64_t input_cols,
+std::span<const Block> SplitIntoBlocks(const Kernels::Impl& kernels, int64_t input_cols,
                                        std::span<const ProjectionTarget> targets) {
   int64_t count = 0;
-  ForEachBlock(input_cols, targets, [&count](const Block&) { ++count; });
+  ForEachBlock(kernels, input_cols, targets, [&count](const Block&) { ++count; });
   auto* blocks = Scratch::OfThisThread().Get<Block>(Scratch::kBlocks, count);
   Block* next = blocks;
-  ForEachBlock(input_cols, targets, [&next](const Block& block) { *next++ = block; });
+  ForEachBlock(kernels, input_cols, targets, [&next](const Block& block) { *next++ = block; });
   return {blocks, next};
 }
 
@@ -217,7 +223,8 @@ absl::Status ApplyProjection(const Kernels& kernels, ThreadPool& pool, const Pro
                              std::span<const ProjectionTarget> targets,
                              const Cancellation& cancellation) {
   const auto* rows = std::get_if<MatrixView>(&input);
-  const std::span<const Block> blocks = SplitIntoBlocks(rows == nullptr ? 0 : rows->cols, targets);
+  const std::span<const Block> blocks =
+      SplitIntoBlocks(kernels.impl(), rows == nullptr ? 0 : rows->cols, targets);
   const auto run = [&](int64_t i) { return RunBlock(kernels.impl(), input, blocks[i]); };
   const auto count = static_cast<int64_t>(blocks.size());
   if (IsWorthSharing(blocks)) return ParallelFor(pool, count, cancellation, run);

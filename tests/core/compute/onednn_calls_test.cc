@@ -71,7 +71,7 @@ constexpr int64_t kOut = 1500;
 class OneDnnCallsTest : public ::testing::TestWithParam<DType> {
  protected:
   OneDnnCallsTest() {
-    for (const int64_t rank : {16, 8, 33}) {
+    for (const int64_t rank : {16, 8, 33, 80}) {
       pairs_.emplace_back(GetParam(), GetParam(), PairShape{kIn, rank, kOut}, 7);
       packed_.push_back(pairs_.back().Pack(GetParam()));
     }
@@ -147,8 +147,8 @@ TEST_P(OneDnnCallsTest, AWarmRequestAllocatesNothing) {
   EXPECT_EQ(allocations, 0);
 }
 
-TEST_P(OneDnnCallsTest, ManyRowsAreOneDnns) {
-  AddSegment(kRows, {0});
+TEST_P(OneDnnCallsTest, WhatOurOwnLoopsDoNotTakeIsOneDnns) {
+  AddSegment(kRows, {3});
   ThreadPool pool("compute", kThreads, PrepareComputeThread);
   ASSERT_THAT(Apply(pool), IsOk());
   products = 0;
