@@ -5,6 +5,19 @@
 #include <utility>
 
 namespace adapterd {
+namespace {
+
+// Asks again and again before a thread sleeps: about 20 microseconds, as long as waking it up
+// takes.
+constexpr int kSpins = 400;
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
 
 ThreadPool::ThreadPool(const std::string& name, int threads,
                        const std::function<void()>& on_start) {
@@ -36,17 +49,63 @@ int ThreadPool::queue_length() const {
   return static_cast<int>(jobs_.size());
 }
 
+void ThreadPool::Share(SharedWork& work, int helpers) {
+  absl::MutexLock lock(&mutex_);
+  work.wanted_ = helpers;
+  work.next_ = shared_;
+  shared_ = &work;
+}
+
+void ThreadPool::Withdraw(SharedWork& work) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (work.wanted_ > 0) Unlist(work);
+  }
+  const auto idle = [&work] { return work.helping_.load(std::memory_order_acquire) == 0; };
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (idle()) return;
+    Pause();
+  }
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(&idle));
+}
+
+ThreadPool::SharedWork* ThreadPool::Join() {
+  SharedWork* work = shared_;
+  if (work == nullptr) return nullptr;
+  work->helping_.fetch_add(1, std::memory_order_relaxed);
+  if (--work->wanted_ == 0) Unlist(*work);
+  return work;
+}
+
+void ThreadPool::Unlist(SharedWork& work) {
+  SharedWork** link = &shared_;
+  while (*link != &work) link = &(*link)->next_;
+  *link = work.next_;
+  work.wanted_ = 0;
+}
+
 void ThreadPool::Run() {
   for (;;) {
     Job job;
+    SharedWork* work = nullptr;
     {
       absl::MutexLock lock(&mutex_);
       mutex_.Await(absl::Condition(this, &ThreadPool::HasWorkOrStops));
-      if (jobs_.empty()) return;
-      job = std::move(jobs_.front());
-      jobs_.pop_front();
+      work = Join();
+      if (work == nullptr) {
+        if (jobs_.empty()) return;
+        job = std::move(jobs_.front());
+        jobs_.pop_front();
+      }
     }
-    std::move(job)();
+    if (work == nullptr) {
+      std::move(job)();
+      continue;
+    }
+    work->Help();
+    absl::MutexLock lock(&mutex_);  // whoever sleeps in Withdraw looks again when it is released
+    work->helping_.fetch_sub(1, std::memory_order_release);
   }
 }
 

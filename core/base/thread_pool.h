@@ -2,6 +2,7 @@
 #ifndef ADAPTERD_CORE_BASE_THREAD_POOL_H_
 #define ADAPTERD_CORE_BASE_THREAD_POOL_H_
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <string>
@@ -30,17 +31,41 @@ class ThreadPool {
 
   void Submit(Job job) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Work that idle threads may share with the caller who owns it. Sharing allocates nothing.
+  class SharedWork {
+   public:
+    virtual void Help() = 0;  // does what is left to do; on several threads at once
+
+   protected:
+    ~SharedWork() = default;
+
+   private:
+    friend class ThreadPool;
+    int wanted_ = 0;                // threads that may still join; guarded by the pool's mutex
+    std::atomic<int> helping_ = 0;  // threads that have joined and not left
+    SharedWork* next_ = nullptr;    // guarded by the pool's mutex
+  };
+
+  // Lets up to `helpers` threads call work.Help(), each once, before they look at queued jobs: what
+  // runs already comes first.
+  void Share(SharedWork& work, int helpers) ABSL_LOCKS_EXCLUDED(mutex_);
+  // No further thread joins; returns when those that have are done. Every Share needs one.
+  void Withdraw(SharedWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
+
   int threads() const { return static_cast<int>(threads_.size()); }
   int queue_length() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   void Run() ABSL_LOCKS_EXCLUDED(mutex_);
   bool HasWorkOrStops() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
-    return stopping_ || !jobs_.empty();
+    return stopping_ || !jobs_.empty() || shared_ != nullptr;
   }
+  SharedWork* Join() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Unlist(SharedWork& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable absl::Mutex mutex_;
   std::deque<Job> jobs_ ABSL_GUARDED_BY(mutex_);
+  SharedWork* shared_ ABSL_GUARDED_BY(mutex_) = nullptr;  // a list of those that want threads
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;  // constant after construction
 };

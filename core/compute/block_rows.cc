@@ -14,22 +14,22 @@ bool IsAligned(const std::byte* data, int64_t alignment) {
   return reinterpret_cast<uintptr_t>(data) % alignment == 0;
 }
 
-bool IsKernelOutput(const MutableMatrixView& output, int64_t columns) {
-  return output.dtype == DType::kF32 && columns == output.cols &&
-         RowBucket(output.rows) == output.rows && IsAligned(output.data, alignof(float));
+bool IsKernelOutput(const MutableMatrixView& output, DType type, int64_t rows, int64_t columns) {
+  return output.dtype == type && output.rows == rows && output.cols == columns &&
+         IsAligned(output.data, FloatBytes(type));
 }
 
 }  // namespace
 
 bool BlockInput::IsUsable(DType dtype) const {
-  return rows_.dtype == dtype && rows_.rows == RowBucket(rows_.rows) &&
+  return rows_.dtype == dtype && rows_.rows == computed_rows_ &&
          IsAligned(rows_.data, FloatBytes(dtype));
 }
 
 const void* BlockInput::AsF32() {
   if (f32_ != nullptr) return f32_;
   if (IsUsable(DType::kF32)) return f32_ = rows_.data;
-  const int64_t padded = RowBucket(rows_.rows) * rows_.cols;
+  const int64_t padded = computed_rows_ * rows_.cols;
   auto* made = Scratch::OfThisThread().Get<float>(Scratch::kInputF32, padded);
   const int64_t count = rows_.rows * rows_.cols;
   ConvertToF32(rows_.dtype, rows_.data, made, count);
@@ -40,39 +40,37 @@ const void* BlockInput::AsF32() {
 const void* BlockInput::AsBF16() {
   if (bf16_ != nullptr) return bf16_;
   if (IsUsable(DType::kBF16)) return bf16_ = rows_.data;
-  const int64_t padded = RowBucket(rows_.rows) * rows_.row_bytes();
+  const int64_t padded = computed_rows_ * rows_.row_bytes();
   auto* made = Scratch::OfThisThread().Get<std::byte>(Scratch::kInputBF16, padded);
   std::memcpy(made, rows_.data, rows_.bytes());
   std::memset(made + rows_.bytes(), 0, padded - rows_.bytes());
   return bf16_ = made;
 }
 
-BlockSums::BlockSums(const MutableMatrixView& output, int64_t first, int64_t columns)
+BlockSums::BlockSums(const MutableMatrixView& output, int64_t first, int64_t columns,
+                     int64_t computed_rows, Type type)
     : output_(output),
       first_(first),
       columns_(columns),
-      in_place_(IsKernelOutput(output, columns)),
-      data_(in_place_ ? reinterpret_cast<float*>(output.data)
-                      : Scratch::OfThisThread().Get<float>(Scratch::kSums,
-                                                           RowBucket(output.rows) * columns)) {}
+      computed_rows_(computed_rows),
+      type_(type == Type::kF32 ? DType::kF32 : output.dtype),
+      in_place_(IsKernelOutput(output, type_, computed_rows, columns)),
+      data_(in_place_ ? output.data
+                      : Scratch::OfThisThread().Get<std::byte>(
+                            Scratch::kSums, computed_rows * columns * FloatBytes(type_))) {}
 
 void BlockSums::Start(const MatrixView& base) {
   if (in_place_ && base.data == output_.data) return;
-  if (columns_ == base.cols) {
-    ConvertToF32(base.dtype, base.data, data_, base.rows * columns_);
-  } else {
-    for (int64_t row = 0; row < base.rows; ++row) {
-      ConvertToF32(base.dtype, base.data + Offset(row, base.dtype), data_ + row * columns_,
-                   columns_);
-    }
+  for (int64_t row = 0; row < base.rows; ++row) {
+    ConvertToF32(base.dtype, base.data + Offset(row, base.dtype), Row(row), columns_);
   }
-  std::fill(data_ + base.rows * columns_, data_ + RowBucket(base.rows) * columns_, 0.0f);
+  std::fill(Row(base.rows), Row(computed_rows_), 0.0f);
 }
 
 void BlockSums::AddBias(const float* bias, double factor) {
   const auto scale = static_cast<float>(factor);
   for (int64_t row = 0; row < output_.rows; ++row) {
-    float* sums = data_ + row * columns_;
+    float* sums = Row(row);
     for (int64_t i = 0; i < columns_; ++i) sums[i] += scale * bias[first_ + i];
   }
 }
@@ -80,7 +78,7 @@ void BlockSums::AddBias(const float* bias, double factor) {
 void BlockSums::Rescale(const DoraRescale& dora) {
   const float* gain = dora.gain + first_;
   for (int64_t row = 0; row < output_.rows; ++row) {
-    float* sums = data_ + row * columns_;
+    float* sums = Row(row);
     if (dora.base_bias == nullptr) {
       for (int64_t i = 0; i < columns_; ++i) sums[i] *= gain[i];
     } else {
@@ -92,13 +90,14 @@ void BlockSums::Rescale(const DoraRescale& dora) {
 
 void BlockSums::Finish() {
   if (in_place_) return;
-  if (columns_ == output_.cols) {
-    ConvertFromF32(data_, output_.dtype, output_.data, output_.rows * columns_);
-    return;
-  }
   for (int64_t row = 0; row < output_.rows; ++row) {
-    ConvertFromF32(data_ + row * columns_, output_.dtype, output_.data + Offset(row, output_.dtype),
-                   columns_);
+    std::byte* to = output_.data + Offset(row, output_.dtype);
+    if (type_ == output_.dtype) {
+      const int64_t bytes = columns_ * FloatBytes(type_);
+      std::memcpy(to, data_ + row * bytes, bytes);
+    } else {
+      ConvertFromF32(Row(row), output_.dtype, to, columns_);
+    }
   }
 }
 

@@ -24,9 +24,8 @@ absl::StatusOr<DeltaProduct> DeltaProduct::Create(Kernels::Impl& kernels,
                                                   WeightLayout layout, int64_t columns) {
   int64_t rank = 0;
   for (const MergeTerm& term : terms) rank += term.a.rows;
-  ASSIGN_OR_RETURN(
-      PackedMatrix packed,
-      PackedMatrix::Create(kernels, MatrixPlan::Wide(kernels, ComputeType::kF32, rank, columns)));
+  ASSIGN_OR_RETURN(PackedMatrix packed, PackedMatrix::Create(MatrixPlan::Wide(
+                                            kernels, ComputeType::kF32, rank, columns)));
   int64_t first = 0;
   for (const MergeTerm& term : terms) {
     if (layout == WeightLayout::kOutIn) {

@@ -5,7 +5,7 @@
 
 namespace adapterd {
 
-Kernels::Kernels() : impl_(std::make_unique<Impl>()) {}
+Kernels::Kernels(KernelChoice choice) : impl_(std::make_unique<Impl>(choice)) {}
 Kernels::~Kernels() = default;
 
 std::string Kernels::isa() const { return impl_->isa(); }

@@ -13,6 +13,10 @@ namespace adapterd {
 // The type that a pair's two products multiply in; they always accumulate in F32.
 enum class ComputeType { kF32, kBF16 };
 
+// Products of few rows have loops of our own where those are faster; the other choice is to compare
+// them with oneDNN's.
+enum class KernelChoice { kFastest, kOneDnn };
+
 // Owns the oneDNN engine and every primitive. One per process is enough; primitives belong to
 // shapes, not to adapters, so ten thousand adapters of one shape share one set.
 //
@@ -21,7 +25,7 @@ enum class ComputeType { kF32, kBF16 };
 // Cost: the first use of a shape compiles a kernel (50-800 us); later uses are a map lookup.
 class Kernels {
  public:
-  Kernels();
+  explicit Kernels(KernelChoice choice = KernelChoice::kFastest);
   ~Kernels();
   Kernels(const Kernels&) = delete;
   Kernels& operator=(const Kernels&) = delete;

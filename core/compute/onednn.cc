@@ -44,6 +44,10 @@ DataType TypeOf(ComputeType type) {
   return type == ComputeType::kBF16 ? DataType::bf16 : DataType::f32;
 }
 
+DataType DestinationType(const MatmulShape& shape) {
+  return shape.narrow ? DataType::bf16 : DataType::f32;
+}
+
 FormatTag PanelTag(ComputeType type, int64_t panel) {
   const bool bf16 = type == ComputeType::kBF16;
   switch (panel) {
@@ -78,7 +82,7 @@ dnnl::matmul::primitive_desc PrimitiveDesc(const dnnl::engine& engine, const Mat
   }
   const auto source = RowMajor(TypeOf(shape.type), shape.rows, shape.k);
   const auto weights = WeightsDesc(shape.type, shape.k, shape.n, shape.panel);
-  const auto destination = RowMajor(DataType::f32, shape.rows, shape.n);
+  const auto destination = RowMajor(DestinationType(shape), shape.rows, shape.n);
 #if DNNL_VERSION_MAJOR >= 3
   return {engine, source, weights, destination, attributes, /*allow_empty=*/true};
 #else
@@ -152,6 +156,7 @@ struct Kernels::Impl::ThreadCache {
   struct Bound {
     std::shared_ptr<const Matmul> matmul;
     dnnl::memory source;
+    dnnl::memory weights;
     dnnl::memory destination;
     dnnl::memory scratchpad;
   };
@@ -170,9 +175,11 @@ struct Kernels::Impl::ThreadCache {
   auto Bind(const MatmulShape& shape, std::shared_ptr<const Matmul> matmul) {
     if (bound.size() >= kMaxMatmulsPerThread) bound.clear();
     const auto source = RowMajor(TypeOf(shape.type), shape.rows, shape.k);
-    const auto destination = RowMajor(DataType::f32, shape.rows, shape.n);
+    const auto weights = WeightsDesc(shape.type, shape.k, shape.n, shape.panel);
+    const auto destination = RowMajor(DestinationType(shape), shape.rows, shape.n);
     const auto scratchpad_bytes = RowMajor(DataType::u8, 1, matmul->scratchpad_bytes);
     Bound made = {std::move(matmul), dnnl::memory(source, engine, nullptr),
+                  dnnl::memory(weights, engine, nullptr),
                   dnnl::memory(destination, engine, nullptr),
                   dnnl::memory(scratchpad_bytes, engine, nullptr)};
     return bound.insert_or_assign(shape, std::move(made)).first;
@@ -190,13 +197,18 @@ struct Kernels::Impl::ThreadCache {
   AlignedBuffer scratchpad;
 };
 
-Kernels::Impl::Impl() : id_(next_id++), engine_(dnnl::engine::kind::cpu, 0) {
+Kernels::Impl::Impl(KernelChoice choice) : id_(next_id++), engine_(dnnl::engine::kind::cpu, 0) {
   PrepareComputeThread();
   const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
   has_amx_ = Includes(isa, dnnl::cpu_isa::avx512_core_amx);
   has_fast_bf16_ = HasFastBf16(isa);
   has_f32_panels_ = PanelsAreFast(engine_, ComputeType::kF32);
   has_bf16_panels_ = has_fast_bf16_ && PanelsAreFast(engine_, ComputeType::kBF16);
+#if defined(__x86_64__)
+  if (choice == KernelChoice::kOneDnn) return;
+  if (Includes(isa, dnnl::cpu_isa::avx512_core)) small_f32_ = {MultiplyRowAvx512, 1, 64};
+  if (has_amx_ && has_bf16_panels_) small_bf16_ = {MultiplyRowsAmx, 16, 64};
+#endif
 }
 
 std::string Kernels::Impl::isa() const {
@@ -220,15 +232,6 @@ std::string Kernels::Impl::isa() const {
       return "AVX512_CORE_AMX";
     default:
       return fmt::format("ISA_{:#x}", static_cast<unsigned>(isa));
-  }
-}
-
-absl::StatusOr<dnnl::memory> Kernels::Impl::Weights(ComputeType type, int64_t k, int64_t n,
-                                                    int64_t panel, const std::byte* data) const {
-  try {
-    return dnnl::memory(WeightsDesc(type, k, n, panel), engine_, const_cast<std::byte*>(data));
-  } catch (const dnnl::error& error) {
-    return FromError(error, "take weights");
   }
 }
 
@@ -268,7 +271,7 @@ std::vector<std::string> Kernels::Impl::SlowMatmuls() {
 }
 
 absl::Status Kernels::Impl::Run(const MatmulShape& shape, const void* source,
-                                const dnnl::memory& weights, float* destination) {
+                                const std::byte* weights, void* destination) {
   try {
     ThreadCache& cache = ThreadCache::For(*this);
     auto found = cache.bound.find(shape);
@@ -278,10 +281,11 @@ absl::Status Kernels::Impl::Run(const MatmulShape& shape, const void* source,
     }
     const ThreadCache::Bound& bound = found->second;
     bound.source.set_data_handle(const_cast<void*>(source));
+    bound.weights.set_data_handle(const_cast<std::byte*>(weights));
     bound.destination.set_data_handle(destination);
     bound.scratchpad.set_data_handle(cache.Scratchpad(bound.matmul->scratchpad_bytes));
     const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, bound.source.get()},
-                                         {DNNL_ARG_WEIGHTS, weights.get()},
+                                         {DNNL_ARG_WEIGHTS, bound.weights.get()},
                                          {DNNL_ARG_DST, bound.destination.get()},
                                          {DNNL_ARG_SCRATCHPAD, bound.scratchpad.get()}};
     // The C call: the C++ one builds a hash map of reference-counted arguments each time.

@@ -16,14 +16,15 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "core/compute/kernels.h"
+#include "core/compute/small_rows.h"
 #include "oneapi/dnnl/dnnl.hpp"
 
 namespace adapterd {
 
 constexpr int64_t ElementBytes(ComputeType type) { return type == ComputeType::kBF16 ? 2 : 4; }
 
-// destination [rows, n] = source [rows, k] x weights [k, n], with F32 sums and destination. All
-// three are dense: for anything with gaps oneDNN has only loops that are hundreds of times slower.
+// destination [rows, n] = source [rows, k] x weights [k, n], with F32 sums. All three are dense:
+// for anything with gaps oneDNN has only loops that are hundreds of times slower.
 struct MatmulShape {
   ComputeType type = ComputeType::kF32;  // of source and weights
   int64_t rows = 0;
@@ -35,11 +36,12 @@ struct MatmulShape {
   // BA16a64b, and BA16a64b2a for BF16.
   int64_t panel = 0;
   bool accumulate = false;  // adds to what the destination holds
+  bool narrow = false;      // the destination is BF16, rounded once, and not F32
 
   bool operator==(const MatmulShape&) const = default;
   template <typename H>
   friend H AbslHashValue(H h, const MatmulShape& s) {
-    return H::combine(std::move(h), s.type, s.rows, s.k, s.n, s.panel, s.accumulate);
+    return H::combine(std::move(h), s.type, s.rows, s.k, s.n, s.panel, s.accumulate, s.narrow);
   }
 };
 
@@ -56,7 +58,7 @@ struct Matmul {
 // Threads: all methods may be called from any thread.
 class Kernels::Impl {
  public:
-  Impl();
+  explicit Impl(KernelChoice choice);
 
   std::string isa() const;
   bool has_amx() const { return has_amx_; }
@@ -66,19 +68,21 @@ class Kernels::Impl {
     return type == ComputeType::kBF16 ? has_bf16_panels_ : has_f32_panels_;
   }
 
-  // What Run takes as weights. `data` must hold k x n elements, laid out for `panel`, and outlive
-  // the result.
-  absl::StatusOr<dnnl::memory> Weights(ComputeType type, int64_t k, int64_t n, int64_t panel,
-                                       const std::byte* data) const;
+  // Our own loops of the type, for products that have no more rows and no higher rank than they
+  // take.
+  const SmallRows& small_rows(ComputeType type) const {
+    return type == ComputeType::kBF16 ? small_bf16_ : small_f32_;
+  }
 
   // Compiles the matmuls unless that has been done: so that no request has to.
   absl::Status Prepare(std::span<const MatmulShape> shapes) ABSL_LOCKS_EXCLUDED(mutex_);
 
   std::vector<std::string> SlowMatmuls() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Source and destination need the alignment of their elements. `weights` is only read.
-  absl::Status Run(const MatmulShape& shape, const void* source, const dnnl::memory& weights,
-                   float* destination) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Source and destination need the alignment of their elements; weights, of k x n elements laid
+  // out for the panel, that of a cache line.
+  absl::Status Run(const MatmulShape& shape, const void* source, const std::byte* weights,
+                   void* destination) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   struct ThreadCache;
@@ -92,6 +96,8 @@ class Kernels::Impl {
   bool has_fast_bf16_ = false;
   bool has_f32_panels_ = false;
   bool has_bf16_panels_ = false;
+  SmallRows small_f32_;
+  SmallRows small_bf16_;
 
   absl::Mutex mutex_;
   absl::flat_hash_map<MatmulShape, std::shared_ptr<const Matmul>> matmuls_ ABSL_GUARDED_BY(mutex_);

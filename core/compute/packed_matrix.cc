@@ -138,19 +138,16 @@ std::optional<int64_t> MatrixPlan::bytes() const {
   return elements.has_value() ? CheckedMul(*elements, ElementBytes(type)) : std::nullopt;
 }
 
-absl::StatusOr<PackedMatrix> PackedMatrix::Allocate(const Kernels::Impl& kernels,
-                                                    const MatrixPlan& plan) {
+absl::StatusOr<PackedMatrix> PackedMatrix::Allocate(const MatrixPlan& plan) {
   const std::optional<int64_t> bytes = plan.bytes();
   if (!bytes.has_value()) {
     return Error(Reason::kShapeMismatch, "a matrix is too large to pack");
   }
   PackedMatrix matrix(plan, *bytes);
   for (int64_t first = 0; first < plan.n; first += plan.chunk) {
-    Chunk chunk = {first, std::min(plan.chunk, plan.n - first), {}};
-    ASSIGN_OR_RETURN(chunk.weights,
-                     kernels.Weights(plan.type, plan.k, chunk.columns, plan.panel,
-                                     matrix.buffer_.data() + matrix.OffsetOf(chunk)));
-    matrix.chunks_.push_back(std::move(chunk));
+    Chunk chunk = {first, std::min(plan.chunk, plan.n - first), nullptr};
+    chunk.weights = matrix.buffer_.data() + matrix.OffsetOf(chunk);
+    matrix.chunks_.push_back(chunk);
   }
   return matrix;
 }
@@ -166,17 +163,15 @@ void PackedMatrix::ForEachPanel(Body body) const {
   }
 }
 
-absl::StatusOr<PackedMatrix> PackedMatrix::Create(const Kernels::Impl& kernels,
-                                                  const MatrixPlan& plan) {
-  ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(kernels, plan));
+absl::StatusOr<PackedMatrix> PackedMatrix::Create(const MatrixPlan& plan) {
+  ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(plan));
   std::ranges::fill(matrix.buffer_.span(), std::byte{0});
   return matrix;
 }
 
-absl::StatusOr<PackedMatrix> PackedMatrix::Transposed(const Kernels::Impl& kernels,
-                                                      const MatrixPlan& plan,
+absl::StatusOr<PackedMatrix> PackedMatrix::Transposed(const MatrixPlan& plan,
                                                       const MatrixView& source) {
-  ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(kernels, plan));
+  ASSIGN_OR_RETURN(PackedMatrix matrix, Allocate(plan));
   // Panel by panel, because the two often share pages.
   matrix.ForEachPanel([&](const Panel& panel) {
     matrix.ZeroAround(source, panel);

@@ -41,16 +41,15 @@ class PackedMatrix {
   struct Chunk {
     int64_t first_column = 0;
     int64_t columns = 0;
-    dnnl::memory weights;
+    const std::byte* weights = nullptr;
   };
 
   // All zeros.
-  static absl::StatusOr<PackedMatrix> Create(const Kernels::Impl& kernels, const MatrixPlan& plan);
+  static absl::StatusOr<PackedMatrix> Create(const MatrixPlan& plan);
 
   // Weights [j, i] = source [i, j], with zeros where the source has nothing: Create and
   // FillTransposed in one pass over the memory.
-  static absl::StatusOr<PackedMatrix> Transposed(const Kernels::Impl& kernels,
-                                                 const MatrixPlan& plan, const MatrixView& source);
+  static absl::StatusOr<PackedMatrix> Transposed(const MatrixPlan& plan, const MatrixView& source);
 
   // Weights [first_k + j, i] = source [i, j]: takes the transpose of a row-major matrix.
   // Weights [first_k + i, j] = source [i, j]: takes it as it is; only for F32.
@@ -64,14 +63,17 @@ class PackedMatrix {
   void UnpackTransposed(const MutableMatrixView& destination) const;
 
   const MatrixPlan& plan() const { return plan_; }
+  // Where a chunk or a panel begins that has this first column.
+  const std::byte* At(int64_t first_column) const {
+    return buffer_.data() + first_column * plan_.stored_k() * ElementBytes(plan_.type);
+  }
   const std::vector<Chunk>& chunks() const { return chunks_; }
   int64_t bytes() const { return static_cast<int64_t>(buffer_.size()); }
 
  private:
   PackedMatrix(const MatrixPlan& plan, size_t bytes) : plan_(plan), buffer_(bytes) {}
   // Of undefined content.
-  static absl::StatusOr<PackedMatrix> Allocate(const Kernels::Impl& kernels,
-                                               const MatrixPlan& plan);
+  static absl::StatusOr<PackedMatrix> Allocate(const MatrixPlan& plan);
 
   // Columns that lie side by side: a panel, or a whole chunk that is row-major.
   struct Panel {

@@ -15,7 +15,8 @@
 namespace adapterd {
 namespace {
 
-// AMX multiplies 32 BF16 at a time; less falls back to kernels that are several times slower.
+// AMX multiplies 32 BF16 at a time; for less of the low-rank rows oneDNN falls back to kernels that
+// are several times slower.
 constexpr int64_t kAmxRank = 32;
 // Columns of a vector register of F32, in which the low-rank rows are made.
 constexpr int64_t kVectorColumns = 16;
@@ -34,8 +35,8 @@ MatrixPlan ShrinkPlanF32(bool has_panels, const PairShape& shape) {
   return {ComputeType::kF32, shape.in_features, n, 0, n};
 }
 
-MatrixPlan ShrinkPlanBF16(bool has_panels, bool has_amx, const PairShape& shape) {
-  const int64_t n = RoundUp(shape.rank, has_amx ? kAmxRank : kVectorColumns);
+MatrixPlan ShrinkPlanBF16(bool has_panels, const PairShape& shape) {
+  const int64_t n = RoundUp(shape.rank, kVectorColumns);
   if (!has_panels) return {ComputeType::kBF16, shape.in_features, n, 0, n};
   if (n <= kWidestPanel) return {ComputeType::kBF16, shape.in_features, n, n, n};
   const int64_t wide = RoundUp(n, kWidestPanel);
@@ -75,15 +76,14 @@ absl::StatusOr<int64_t> SumOfBytes(std::optional<int64_t> a, std::optional<int64
 
 PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
   const bool panels = kernels.has_panels(type);
-  return {type == ComputeType::kF32 ? ShrinkPlanF32(panels, shape)
-                                    : ShrinkPlanBF16(panels, kernels.has_amx(), shape),
+  return {type == ComputeType::kF32 ? ShrinkPlanF32(panels, shape) : ShrinkPlanBF16(panels, shape),
           ExpandPlan(kernels, shape, type)};
 }
 
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create(
     Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b, ComputeType type) {
   const PairPlan plan = PairPlan::For(kernels, {a.cols, a.rows, b.rows}, type);
-  ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Transposed(kernels, plan.shrink, a));
+  ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Transposed(plan.shrink, a));
   return Finish(kernels, plan.expand, a, b, std::move(shrink));
 }
 
@@ -96,7 +96,7 @@ absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Finish(
     Kernels::Impl& kernels, const MatrixPlan& expand_plan, const MatrixView& a, const MatrixView& b,
     FactorA shrink) {
-  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Transposed(kernels, expand_plan, b));
+  ASSIGN_OR_RETURN(PackedMatrix expand, PackedMatrix::Transposed(expand_plan, b));
   const bool few_rows = expand_plan.type == ComputeType::kBF16 && !kernels.has_amx();
   auto impl = std::unique_ptr<const Impl>(new Impl({a.cols, a.rows, b.rows},
                                                    few_rows ? kCachedRows : kMaxBlockRows,
@@ -118,27 +118,35 @@ Tensor PackedPair::Impl::UnpackB(DType dtype) const {
   return Unpack(expand_, dtype, shape_.out_features, shape_.rank);
 }
 
-MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows) const {
-  const MatrixPlan& plan = matrix_a().plan();
-  return {plan.type, rows, plan.k, plan.n, plan.panel, /*accumulate=*/false};
+bool PackedPair::Impl::IsSmall(const Kernels::Impl& kernels, int64_t rows) const {
+  const SmallRows& small = kernels.small_rows(type());
+  return rows <= small.max_rows && shape_.rank <= small.max_rank;
 }
 
-MatmulShape PackedPair::Impl::ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk,
-                                          bool accumulate) const {
+MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows) const {
+  const MatrixPlan& plan = matrix_a().plan();
+  return {plan.type, rows, plan.k, plan.n, plan.panel};
+}
+
+MatmulShape PackedPair::Impl::ExpandShape(int64_t rows, int64_t columns,
+                                          const SumsForm& sums) const {
   const MatrixPlan& plan = expand_.plan();
-  return {plan.type, rows, plan.k, chunk.columns, plan.panel, accumulate};
+  return {plan.type, rows, plan.k, columns, plan.panel, sums.accumulate, sums.narrow};
 }
 
 absl::Status PackedPair::Impl::Prepare(Kernels::Impl& kernels) const {
-  absl::InlinedVector<MatmulShape, 5 * kRowBuckets> shapes;
-  // All chunks but the last have one shape.
-  const PackedMatrix::Chunk& first = expand_.chunks().front();
-  const PackedMatrix::Chunk& last = expand_.chunks().back();
+  absl::InlinedVector<MatmulShape, 7 * kRowBuckets> shapes;
+  // All steps but the last have one shape.
+  const int64_t first = std::min(column_step(), shape_.out_features);
+  const int64_t last = shape_.out_features % first;
   for (int64_t rows = 1; rows <= kMaxBlockRows; rows *= 2) {
+    if (IsSmall(kernels, rows)) continue;
     if (!is_embedding() && rows <= shrink_rows_) shapes.push_back(ShrinkShape(rows));
-    for (const bool accumulate : {false, true}) {
-      shapes.push_back(ExpandShape(rows, first, accumulate));
-      if (last.columns != first.columns) shapes.push_back(ExpandShape(rows, last, accumulate));
+    for (const SumsForm sums :
+         {SumsForm{}, SumsForm{.accumulate = true}, SumsForm{.narrow = true}}) {
+      if (sums.narrow && type() != ComputeType::kBF16) continue;
+      shapes.push_back(ExpandShape(rows, first, sums));
+      if (last != 0) shapes.push_back(ExpandShape(rows, last, sums));
     }
   }
   return kernels.Prepare(shapes);
@@ -148,21 +156,42 @@ absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, cons
                                       double factor, std::byte* low_rank) const {
   const MatrixPlan& plan = matrix_a().plan();
   const int64_t kept = expand_.plan().k;
+  const int64_t computed = ComputedRows(kernels, rows);
   const bool in_place = plan.type == ComputeType::kF32 && plan.n == kept;
-  float* wide = in_place ? reinterpret_cast<float*>(low_rank)
-                         : Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, rows * plan.n);
+  float* wide = in_place
+                    ? reinterpret_cast<float*>(low_rank)
+                    : Scratch::OfThisThread().Get<float>(Scratch::kWideLowRank, computed * plan.n);
+  RETURN_IF_ERROR(MultiplyA(kernels, computed, input, wide));
+  if (plan.type == ComputeType::kF32) {
+    Scale(computed, wide, factor, reinterpret_cast<float*>(low_rank));
+    return absl::OkStatus();
+  }
+  ScaleToBF16(computed, wide, factor, low_rank);
+  return absl::OkStatus();
+}
+
+absl::Status PackedPair::Impl::MultiplyA(Kernels::Impl& kernels, int64_t rows, const void* input,
+                                         float* wide) const {
+  const MatrixPlan& plan = matrix_a().plan();
+  const PackedMatrix::Chunk& all = matrix_a().chunks().front();
+  if (IsSmall(kernels, rows)) {
+    kernels.small_rows(plan.type).multiply({.rows = rows,
+                                            .k = plan.k,
+                                            .n = plan.n,
+                                            .source = input,
+                                            .source_stride = plan.k,
+                                            .weights = all.weights,
+                                            .panel = plan.panel == 0 ? plan.n : plan.panel,
+                                            .stored_k = plan.stored_k(),
+                                            .destination = wide,
+                                            .destination_stride = plan.n});
+    return absl::OkStatus();
+  }
   const int64_t step = std::min(rows, shrink_rows_);
   for (int64_t row = 0; row < rows; row += step) {
     const auto* from =
         static_cast<const std::byte*>(input) + row * plan.k * ElementBytes(plan.type);
-    RETURN_IF_ERROR(kernels.Run(ShrinkShape(step), from, matrix_a().chunks().front().weights,
-                                wide + row * plan.n));
-  }
-  if (plan.type == ComputeType::kF32) {
-    Scale(rows, wide, factor, reinterpret_cast<float*>(low_rank));
-  } else {
-    Scale(rows, wide, factor, wide);
-    ConvertFromF32(wide, DType::kBF16, low_rank, rows * kept);
+    RETURN_IF_ERROR(kernels.Run(ShrinkShape(step), from, all.weights, wide + row * plan.n));
   }
   return absl::OkStatus();
 }
@@ -180,18 +209,55 @@ void PackedPair::Impl::Scale(int64_t rows, const float* wide, double factor,
   }
 }
 
-void PackedPair::Impl::Lookup(int64_t rows, std::span<const int64_t> ids, double factor,
-                              std::byte* low_rank) const {
+void PackedPair::Impl::ScaleToBF16(int64_t rows, float* wide, double factor,
+                                   std::byte* low_rank) const {
+  const auto scale = static_cast<float>(factor);
+  const int64_t kept = expand_.plan().k;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < shape_.rank; ++i) wide[i] *= scale;
+    ConvertFromF32(wide, DType::kBF16, low_rank, shape_.rank);
+    std::fill(low_rank + shape_.rank * 2, low_rank + kept * 2, std::byte{0});
+    wide += matrix_a().plan().n;
+    low_rank += kept * 2;
+  }
+}
+
+void PackedPair::Impl::Lookup(const Kernels::Impl& kernels, std::span<const int64_t> ids,
+                              double factor, std::byte* low_rank) const {
   auto* values = reinterpret_cast<float*>(low_rank);
   const auto count = static_cast<int64_t>(ids.size());
   std::get<EmbeddingTable>(shrink_).Lookup(ids, factor, values);
-  std::fill(values + count * shape_.rank, values + rows * shape_.rank, 0.0f);
+  std::fill(values + count * shape_.rank, values + ComputedRows(kernels, count) * shape_.rank,
+            0.0f);
 }
 
 absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
-                                      const std::byte* low_rank, const PackedMatrix::Chunk& chunk,
-                                      bool accumulate, float* sums) const {
-  return kernels.Run(ExpandShape(rows, chunk, accumulate), low_rank, chunk.weights, sums);
+                                      const std::byte* low_rank, const Columns& columns,
+                                      const SumsForm& form, void* sums) const {
+  if (IsSmall(kernels, rows)) {
+    ExpandSmall(kernels, rows, low_rank, columns, form, {sums, columns.count});
+    return absl::OkStatus();
+  }
+  return kernels.Run(ExpandShape(RowBucket(rows), columns.count, form), low_rank,
+                     expand_.At(columns.first), sums);
+}
+
+void PackedPair::Impl::ExpandSmall(const Kernels::Impl& kernels, int64_t rows,
+                                   const std::byte* low_rank, const Columns& columns,
+                                   const SumsForm& form, const SumsPlace& sums) const {
+  const MatrixPlan& plan = expand_.plan();
+  kernels.small_rows(plan.type).multiply({.rows = rows,
+                                          .k = shape_.rank,
+                                          .n = columns.count,
+                                          .source = low_rank,
+                                          .source_stride = plan.k,
+                                          .weights = expand_.At(columns.first),
+                                          .panel = plan.panel == 0 ? columns.count : plan.panel,
+                                          .stored_k = plan.stored_k(),
+                                          .destination = sums.data,
+                                          .destination_stride = sums.stride,
+                                          .accumulate = form.accumulate,
+                                          .narrow = form.narrow});
 }
 
 absl::StatusOr<int64_t> PackedPair::BytesFor(const Kernels& kernels, const PairShape& shape,

@@ -52,21 +52,53 @@ class PackedPair::Impl {
   // Bytes of one low-rank row, which is of type().
   int64_t low_rank_bytes() const { return expand_.plan().k * ElementBytes(type()); }
 
-  // low_rank = factor * input A^T. `rows` is a bucket; input is [rows, in_features] of type().
+  // Whether our own loops take products of so many rows.
+  bool IsSmall(const Kernels::Impl& kernels, int64_t rows) const;
+  // Rows that are computed for so many: also the last of them are read and written.
+  int64_t ComputedRows(const Kernels::Impl& kernels, int64_t rows) const {
+    return IsSmall(kernels, rows) ? rows : RowBucket(rows);
+  }
+
+  // low_rank = factor * input A^T. input is [computed rows, in_features] of type().
   // REQUIRES: !is_embedding().
   absl::Status Shrink(Kernels::Impl& kernels, int64_t rows, const void* input, double factor,
                       std::byte* low_rank) const;
-  // low_rank = factor * A[:, ids]^T, with zeros up to `rows`. REQUIRES: is_embedding().
-  void Lookup(int64_t rows, std::span<const int64_t> ids, double factor, std::byte* low_rank) const;
+  // low_rank = factor * A[:, ids]^T, and zeros up to the computed rows. REQUIRES: is_embedding().
+  void Lookup(const Kernels::Impl& kernels, std::span<const int64_t> ids, double factor,
+              std::byte* low_rank) const;
 
-  // Columns of the output are computed in chunks, the same for all pairs of one out_features.
-  std::span<const PackedMatrix::Chunk> chunks() const { return expand_.chunks(); }
+  // Columns of the output that are best computed at once: F32 sums go to where kernels write them
+  // fastest, those that are to be rounded stay in the first cache until then. A product may also
+  // take the step of a pair that has a longer one.
+  int64_t column_step() const {
+    return type() == ComputeType::kBF16 && expand_.plan().panel != 0 ? kNarrowColumns
+                                                                     : MatrixPlan::kChunkColumns;
+  }
+  struct Columns {
+    int64_t first = 0;  // a multiple of the step
+    int64_t count = 0;  // the step, or less at the end
+  };
 
-  // sums [rows, chunk.columns] = low_rank B^T for the chunk's columns, or += to accumulate.
+  // What a product does to its sums.
+  struct SumsForm {
+    bool accumulate = false;  // adds to what is there
+    bool narrow = false;      // rounds them to BF16
+  };
+  // sums [computed rows, columns.count] = low_rank B^T for these columns. REQUIRES: narrow only for
+  // BF16.
   absl::Status Expand(Kernels::Impl& kernels, int64_t rows, const std::byte* low_rank,
-                      const PackedMatrix::Chunk& chunk, bool accumulate, float* sums) const;
+                      const Columns& columns, const SumsForm& form, void* sums) const;
+  // The same by our own loops, to rows that lie apart. REQUIRES: IsSmall(kernels, rows).
+  struct SumsPlace {
+    void* data = nullptr;
+    int64_t stride = 0;  // elements from row to row
+  };
+  void ExpandSmall(const Kernels::Impl& kernels, int64_t rows, const std::byte* low_rank,
+                   const Columns& columns, const SumsForm& form, const SumsPlace& sums) const;
 
  private:
+  static constexpr int64_t kNarrowColumns = 512;
+
   using FactorA = std::variant<PackedMatrix, EmbeddingTable>;
 
   Impl(const PairShape& shape, int64_t shrink_rows, FactorA shrink, PackedMatrix expand)
@@ -82,10 +114,15 @@ class PackedPair::Impl {
 
   const PackedMatrix& matrix_a() const { return std::get<PackedMatrix>(shrink_); }
   MatmulShape ShrinkShape(int64_t rows) const;
-  MatmulShape ExpandShape(int64_t rows, const PackedMatrix::Chunk& chunk, bool accumulate) const;
+  MatmulShape ExpandShape(int64_t rows, int64_t columns, const SumsForm& sums) const;
+  // wide [rows, shrink.n] = input A^T.
+  absl::Status MultiplyA(Kernels::Impl& kernels, int64_t rows, const void* input,
+                         float* wide) const;
   // low_rank [rows, expand.k] = factor * the first `rank` columns of wide [rows, shrink.n], then
   // zeros. The two may be the same memory.
   void Scale(int64_t rows, const float* wide, double factor, float* low_rank) const;
+  // The same rounded to BF16; `wide` is lost.
+  void ScaleToBF16(int64_t rows, float* wide, double factor, std::byte* low_rank) const;
   absl::Status Prepare(Kernels::Impl& kernels) const;
 
   const PairShape shape_;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <thread>
 
 #include "absl/synchronization/barrier.h"
 #include "absl/synchronization/notification.h"
@@ -117,6 +118,54 @@ TEST(ThreadPoolTest, AJobAndWhatItHoldsAreGoneOnceItRan) {
   pool.Submit([&later] { later.Notify(); });
   later.WaitForNotification();
   EXPECT_TRUE(watch.expired());
+}
+
+// Counts who helps, and lets nobody go before it is told.
+struct WorkToShare final : ThreadPool::SharedWork {
+  void Help() override {
+    ++helpers;
+    release.WaitForNotification();
+    ++done;
+  }
+
+  std::atomic<int> helpers = 0;
+  std::atomic<int> done = 0;
+  absl::Notification release;
+};
+
+TEST(ThreadPoolTest, SharedWorkGetsAsManyThreadsAsItAskedForAndIsAwaited) {
+  for (const int wanted : {1, 2, 4}) {
+    ThreadPool pool("share", 4);
+    WorkToShare work;
+    pool.Share(work, wanted);
+    while (work.helpers < wanted) std::this_thread::yield();
+    absl::Notification job;
+    if (wanted < 4) {  // a thread is left
+      pool.Submit([&job] { job.Notify(); });
+      job.WaitForNotification();
+    }
+    work.release.Notify();
+    pool.Withdraw(work);
+    EXPECT_EQ(work.helpers, wanted);
+    EXPECT_EQ(work.done, wanted);
+  }
+}
+
+TEST(ThreadPoolTest, WithdrawnWorkIsNotHelpedAnyMore) {
+  ThreadPool pool("share", 1);
+  absl::Notification release;
+  pool.Submit([&release] { release.WaitForNotification(); });
+  {
+    WorkToShare first, second, third;
+    pool.Share(first, 1);
+    pool.Share(second, 2);
+    pool.Share(third, 3);
+    pool.Withdraw(second);
+    pool.Withdraw(third);
+    pool.Withdraw(first);
+    EXPECT_EQ(first.helpers + second.helpers + third.helpers, 0);
+  }
+  release.Notify();
 }
 
 TEST(CancellationTest, CopiesShareOneFlag) {

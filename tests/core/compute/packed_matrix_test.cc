@@ -78,9 +78,7 @@ class PackedMatrixTest : public testing::Test {
 
   static void Check(const PackedMatrix& matrix, const std::vector<std::byte>& expected) {
     ASSERT_EQ(matrix.bytes(), static_cast<int64_t>(expected.size()));
-    EXPECT_EQ(
-        std::memcmp(matrix.chunks()[0].weights.get_data_handle(), expected.data(), expected.size()),
-        0);
+    EXPECT_EQ(std::memcmp(matrix.chunks()[0].weights, expected.data(), expected.size()), 0);
   }
 
   const Kernels kernels_;
@@ -95,10 +93,9 @@ TEST_F(PackedMatrixTest, HoldsTheTransposeAndZerosAroundIt) {
     const MatrixView view = {c.plan.type == kBF16 ? DType::kBF16 : DType::kF32, c.source_rows,
                              c.source_cols, source.data()};
     const std::vector<std::byte> expected = Expected(c, source);
-    ASSERT_OK_AND_ASSIGN(const PackedMatrix matrix,
-                         PackedMatrix::Transposed(kernels_.impl(), c.plan, view));
+    ASSERT_OK_AND_ASSIGN(const PackedMatrix matrix, PackedMatrix::Transposed(c.plan, view));
     Check(matrix, expected);
-    ASSERT_OK_AND_ASSIGN(PackedMatrix filled, PackedMatrix::Create(kernels_.impl(), c.plan));
+    ASSERT_OK_AND_ASSIGN(PackedMatrix filled, PackedMatrix::Create(c.plan));
     filled.FillTransposed(view, 0);
     Check(filled, expected);
   }

@@ -171,6 +171,22 @@ TEST_P(ConvertTest, ArraysCarryEveryValueBothWays) {
   }
 }
 
+TEST_P(ConvertTest, ArraysNarrowLikeScalarsAllOverTheRange) {
+  constexpr int64_t kCount = 1024;
+  constexpr uint32_t kStride = 8191;  // a prime
+  std::vector<float> source(kCount);
+  std::vector<uint16_t> narrow(kCount);
+  for (uint64_t first = 0; first <= 0xffffffff; first += kCount * kStride) {
+    for (int64_t i = 0; i < kCount; ++i) {
+      source[i] = std::bit_cast<float>(static_cast<uint32_t>(first + i * kStride));
+    }
+    ConvertFromF32(source.data(), type().dtype, reinterpret_cast<std::byte*>(narrow.data()),
+                   kCount);
+    for (int64_t i = 0; i < kCount; ++i)
+      ASSERT_EQ(narrow[i], type().narrow(source[i])) << source[i];
+  }
+}
+
 TEST_P(ConvertTest, ArraysNarrowNansLikeScalars) {
   std::vector<float> source;
   for (uint32_t payload = 1; payload < 0x800000; payload += 509) {
