@@ -186,6 +186,26 @@ TEST_F(StreamEndsTest, AThousandStreamsLeaveNothingBehind) {
   EXPECT_TRUE(server_->AwaitNoCalls(kTestPatience));
 }
 
+TEST_F(StreamEndsTest, ThereAreAtMostSoManyStreams) {
+  Load("x");
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (size_t i = 0; i < kMaxProjectionStreams; ++i) {
+    streams.push_back(std::make_unique<Stream>(*server_));
+    ASSERT_TRUE(streams.back()->Send(i, Request("x", 1)));
+    ASSERT_TRUE(streams.back()->Next());
+  }
+  Stream one_more(*server_);
+  EXPECT_THAT(one_more.Status(), IsRpcError(Reason::kOverloaded));
+  // When one leaves, another may come.
+  streams.pop_back();
+  SpinUntil([&] {
+    Stream again(*server_);
+    return again.Send(1, Request("x", 1)) && again.Next();
+  });
+  streams.clear();
+  ExpectNothingLeft();
+}
+
 TEST_F(StreamEndsTest, ManyStreamsAtOnceEndAsTheirClientsPlease) {
   Load("x");
   std::vector<std::thread> clients;
