@@ -62,10 +62,18 @@ RpcMetrics::RpcMetrics(std::string service, std::string method, prometheus::Regi
                    .Add(MethodLabels(service_, method_), kLatency)),
       handled_(CounterFamily(registry, "grpc_server_handled_total", "RPCs answered, by code.")) {}
 
-void RpcMetrics::Handled(absl::StatusCode code, absl::Duration duration) {
+prometheus::Counter& RpcMetrics::CounterOf(absl::StatusCode code) {
+  const bool ok = code == absl::StatusCode::kOk;
+  if (prometheus::Counter* known = handled_ok_.load(); ok && known != nullptr) return *known;
   prometheus::Labels labels = MethodLabels(service_, method_);
   labels["grpc_code"] = CodeLabel(code);
-  handled_.Add(labels).Increment();
+  prometheus::Counter& counter = handled_.Add(labels);
+  if (ok) handled_ok_ = &counter;
+  return counter;
+}
+
+void RpcMetrics::Handled(absl::StatusCode code, absl::Duration duration) {
+  CounterOf(code).Increment();
   seconds_.Observe(Seconds(duration));
 }
 

@@ -8,6 +8,7 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -34,9 +35,12 @@ class RpcMetrics {
  private:
   const std::string service_;
   const std::string method_;
+  prometheus::Counter& CounterOf(absl::StatusCode code);
+
   prometheus::Counter& started_;
   prometheus::Histogram& seconds_;
   prometheus::Family<prometheus::Counter>& handled_;
+  std::atomic<prometheus::Counter*> handled_ok_{nullptr};  // looked up once
 };
 
 enum class ApplyStage { kQueue, kParse, kCompute, kSerialize };
