@@ -182,7 +182,7 @@ TEST(PeftReaderTest, ReadMayBeRepeated) {
 TEST(PeftReaderTest, AnErrorOfTheSinkEndsTheReading) {
   class Full : public ModuleSink {
    public:
-    absl::Status Take(size_t, ModuleTensors&&) override {
+    absl::Status Take(size_t, ModuleTensors&) override {
       return Error(Reason::kMemoryBudgetExceeded, "full");
     }
   };
