@@ -13,6 +13,7 @@ fetch_onednn3() {
   [[ -d $folder/onednn3/usr/include/oneapi ]] && return
   local apt=$folder/apt mirror
   mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+  # shellcheck disable=SC2016 # apt expands it
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1)
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$apt/sources.list"
   local options=(-q -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
