@@ -81,7 +81,7 @@ class Splitter {
       case WireFormatLite::WIRETYPE_FIXED32:
         return Copy(4, end);
       case WireFormatLite::WIRETYPE_START_GROUP:
-        return CopyGroup(tag, end);
+        return CopyGroup(end);
       case WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
         return CopyDelimited(WireFormatLite::GetTagFieldNumber(tag), fields, end);
       default:  // the end of a group that did not begin, or no wire type at all
@@ -110,21 +110,18 @@ class Splitter {
     return true;
   }
 
-  // Fields up to the end of the group that `start` began. The generated parser limits the depth of
-  // what it accepts; this loop does not need to.
-  bool CopyGroup(uint32_t start, size_t end) {
-    std::vector<int> open = {WireFormatLite::GetTagFieldNumber(start)};
-    while (!open.empty()) {
+  // Fields up to the end of the group that was just begun. That ends agree with beginnings, and how
+  // deep they lie, is for the generated parser to judge.
+  bool CopyGroup(size_t end) {
+    for (int depth = 1; depth > 0;) {
       const std::optional<uint64_t> read = CopyVarint(end, kMaxTagBytes);
       if (!read) return false;
       const auto tag = static_cast<uint32_t>(*read);
-      const int number = WireFormatLite::GetTagFieldNumber(tag);
       const auto type = WireFormatLite::GetTagWireType(tag);
       if (type == WireFormatLite::WIRETYPE_START_GROUP) {
-        open.push_back(number);
+        ++depth;
       } else if (type == WireFormatLite::WIRETYPE_END_GROUP) {
-        if (number != open.back()) return false;
-        open.pop_back();
+        --depth;
       } else if (!CopyField(tag, nullptr, end)) {
         return false;
       }

@@ -70,7 +70,7 @@ absl::StatusOr<std::shared_ptr<ProjectionRequest>> ProjectionStream::Take() {
   record_.AddRequestBytes(bytes);
   auto slot = std::make_shared<Slot>();
   TensorMessage<v1::StreamProjectionsRequest> message;
-  RETURN_IF_ERROR(message.Split(incoming_, plane_.buffers));
+  RETURN_IF_ERROR(GuardedCall([&] { return message.Split(incoming_, plane_.buffers); }));
   incoming_.Clear();
   slot->request_id = message.message.request_id();
   auto read = [this, bytes,

@@ -16,12 +16,14 @@ class Loop final : public ThreadPool::SharedWork {
        absl::FunctionRef<absl::Status(int64_t)> body)
       : count_(count), cancellation_(cancellation), body_(body) {}
 
-  void Help() override {
-    for (int64_t index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
-      absl::Status status = cancellation_.Check();
-      if (status.ok()) status = body_(index);
-      if (!status.ok()) return Stop(std::move(status));
-    }
+  bool Help() override {
+    const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
+    if (index >= count_) return false;
+    absl::Status status = cancellation_.Check();
+    if (status.ok()) status = body_(index);
+    if (status.ok()) return true;
+    Stop(std::move(status));
+    return false;
   }
 
   // Once nobody helps any more.
@@ -54,7 +56,8 @@ absl::Status ParallelFor(ThreadPool& pool, int64_t count, const Cancellation& ca
   if (helpers <= 0) return RunInTurn(count, cancellation, body);
   Loop loop(count, cancellation, body);
   pool.Share(loop, static_cast<int>(helpers));
-  loop.Help();
+  while (loop.Help()) {
+  }
   pool.Withdraw(loop);
   return loop.TakeStatus();
 }

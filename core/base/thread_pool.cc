@@ -42,6 +42,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::Submit(Job job) {
   absl::MutexLock lock(&mutex_);
   jobs_.push_back(std::move(job));
+  has_jobs_.store(true, std::memory_order_relaxed);
 }
 
 int ThreadPool::queue_length() const {
@@ -52,6 +53,10 @@ int ThreadPool::queue_length() const {
 void ThreadPool::Share(SharedWork& work, int helpers) {
   absl::MutexLock lock(&mutex_);
   work.wanted_ = helpers;
+  List(work);
+}
+
+void ThreadPool::List(SharedWork& work) {
   work.next_ = shared_;
   shared_ = &work;
 }
@@ -59,6 +64,7 @@ void ThreadPool::Share(SharedWork& work, int helpers) {
 void ThreadPool::Withdraw(SharedWork& work) {
   {
     absl::MutexLock lock(&mutex_);
+    work.withdrawn_ = true;
     if (work.wanted_ > 0) Unlist(work);
   }
   const auto idle = [&work] { return work.helping_.load(std::memory_order_acquire) == 0; };
@@ -85,27 +91,38 @@ void ThreadPool::Unlist(SharedWork& work) {
   work.wanted_ = 0;
 }
 
+bool ThreadPool::Help(SharedWork& work) {
+  bool left = true;
+  bool jobs_wait = false;
+  while (left && !jobs_wait) {
+    left = work.Help();
+    jobs_wait = has_jobs_.load(std::memory_order_relaxed);
+  }
+  absl::MutexLock lock(&mutex_);  // whoever sleeps in Withdraw looks again when it is released
+  const bool leaves_some = left && !work.withdrawn_;
+  if (leaves_some && ++work.wanted_ == 1) List(work);
+  work.helping_.fetch_sub(1, std::memory_order_release);
+  return leaves_some;
+}
+
 void ThreadPool::Run() {
+  bool job_first = false;
   for (;;) {
     Job job;
     SharedWork* work = nullptr;
     {
       absl::MutexLock lock(&mutex_);
       mutex_.Await(absl::Condition(this, &ThreadPool::HasWorkOrStops));
-      work = Join();
+      if (jobs_.empty() || !job_first) work = Join();
       if (work == nullptr) {
         if (jobs_.empty()) return;
         job = std::move(jobs_.front());
         jobs_.pop_front();
+        has_jobs_.store(!jobs_.empty(), std::memory_order_relaxed);
       }
     }
-    if (work == nullptr) {
-      std::move(job)();
-      continue;
-    }
-    work->Help();
-    absl::MutexLock lock(&mutex_);  // whoever sleeps in Withdraw looks again when it is released
-    work->helping_.fetch_sub(1, std::memory_order_release);
+    job_first = work != nullptr && Help(*work);
+    if (work == nullptr) std::move(job)();
   }
 }
 

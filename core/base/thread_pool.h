@@ -34,7 +34,8 @@ class ThreadPool {
   // Work that idle threads may share with the caller who owns it. Sharing allocates nothing.
   class SharedWork {
    public:
-    virtual void Help() = 0;  // does what is left to do; on several threads at once
+    // Does one piece of what is left to do; false when nothing is. On several threads at once.
+    virtual bool Help() = 0;
 
    protected:
     ~SharedWork() = default;
@@ -42,12 +43,14 @@ class ThreadPool {
    private:
     friend class ThreadPool;
     int wanted_ = 0;                // threads that may still join; guarded by the pool's mutex
+    bool withdrawn_ = false;        // guarded by the pool's mutex
     std::atomic<int> helping_ = 0;  // threads that have joined and not left
     SharedWork* next_ = nullptr;    // guarded by the pool's mutex
   };
 
-  // Lets up to `helpers` threads call work.Help(), each once, before they look at queued jobs: what
-  // runs already comes first.
+  // Lets up to `helpers` threads at once call work.Help() until nothing is left. They join before
+  // they look at queued jobs, because what runs already comes first; but between two pieces a thread
+  // that finds jobs does one of them, so that a huge loop does not keep small work waiting.
   void Share(SharedWork& work, int helpers) ABSL_LOCKS_EXCLUDED(mutex_);
   // No further thread joins; returns when those that have are done. Every Share needs one.
   void Withdraw(SharedWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -61,10 +64,14 @@ class ThreadPool {
     return stopping_ || !jobs_.empty() || shared_ != nullptr;
   }
   SharedWork* Join() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // True when the thread leaves work behind because jobs wait.
+  bool Help(SharedWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
+  void List(SharedWork& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Unlist(SharedWork& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable absl::Mutex mutex_;
   std::deque<Job> jobs_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<bool> has_jobs_ = false;  // whether jobs_ holds any, to be looked at without the lock
   SharedWork* shared_ ABSL_GUARDED_BY(mutex_) = nullptr;  // a list of those that want threads
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;  // constant after construction

@@ -92,6 +92,33 @@ TEST(ParallelForTest, AllThreadsOfThePoolMayCallItAtOnce) {
   EXPECT_EQ(runs, kThreads * 50);
 }
 
+TEST(ParallelForTest, JobsDoNotWaitForTheEndOfALoop) {
+  ThreadPool pool("pool", 2);
+  absl::Notification block;
+  pool.Submit([&block] { block.WaitForNotification(); });  // leaves one thread
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> jobs{0};
+  std::atomic<bool> helped{false};
+  Cancellation cancellation;
+  const auto body = [&](int64_t) {
+    if (std::this_thread::get_id() != caller) {
+      helped = true;
+      return absl::OkStatus();
+    }
+    while (!helped) std::this_thread::yield();
+    for (int job = 1; job <= 3; ++job) {
+      pool.Submit([&jobs] { ++jobs; });
+      while (jobs < job) std::this_thread::yield();  // the loop goes on meanwhile
+    }
+    cancellation.Cancel();
+    return absl::OkStatus();
+  };
+  EXPECT_THAT(ParallelFor(pool, int64_t{1} << 60, cancellation, body),
+              HasReason(Reason::kCancelled));
+  EXPECT_EQ(jobs, 3);
+  block.Notify();
+}
+
 TEST(ParallelForTest, StopsAtTheFirstError) {
   for (const int threads : {1, 4}) {
     ThreadPool pool("pool", threads);

@@ -122,10 +122,11 @@ TEST(ThreadPoolTest, AJobAndWhatItHoldsAreGoneOnceItRan) {
 
 // Counts who helps, and lets nobody go before it is told.
 struct WorkToShare final : ThreadPool::SharedWork {
-  void Help() override {
+  bool Help() override {
     ++helpers;
     release.WaitForNotification();
     ++done;
+    return false;
   }
 
   std::atomic<int> helpers = 0;
