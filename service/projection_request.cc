@@ -35,18 +35,17 @@ absl::StatusOr<DataRequest::Needs> ProjectionRequest::Parse() {
 
 absl::StatusOr<int64_t> ProjectionRequest::Prepare(const std::vector<AdapterHandle>& handles) {
   const absl::Time start = absl::Now();
-  std::vector<ResolvedProjection> resolved;
-  resolved.reserve(plan_.modules.size());
+  resolved_.reserve(plan_.modules.size());
   for (const ProjectionPlan::Module& module : plan_.modules) {
-    ASSIGN_OR_RETURN(resolved.emplace_back(), ResolveProjection(plan_, module, handles));
+    ASSIGN_OR_RETURN(resolved_.emplace_back(), ResolveProjection(plan_, module, handles));
   }
-  ASSIGN_OR_RETURN(const int64_t output_bytes, OutputBytes(resolved));
+  ASSIGN_OR_RETURN(const int64_t output_bytes, OutputBytes());
   RETURN_IF_ERROR(plane().environment.CheckMessageSize("reply", output_bytes));
   RETURN_IF_ERROR(Grow(output_bytes));
   used_.assign(handles.size(), false);
   double flops = 0;
-  for (size_t i = 0; i < resolved.size(); ++i) {
-    RETURN_IF_ERROR(AddOutput(plan_.modules[i], resolved[i]));
+  for (size_t i = 0; i < resolved_.size(); ++i) {
+    RETURN_IF_ERROR(AddOutput(plan_.modules[i], resolved_[i]));
     flops += FlopsOf(targets_.back());
   }
   plane().environment.metrics.Apply(ApplyStage::kParse, parsing_ + (absl::Now() - start));
@@ -60,13 +59,12 @@ Shape ProjectionRequest::OutputShape(const ResolvedProjection& resolved) const {
   return shape;
 }
 
-absl::StatusOr<int64_t> ProjectionRequest::OutputBytes(
-    const std::vector<ResolvedProjection>& resolved) const {
+absl::StatusOr<int64_t> ProjectionRequest::OutputBytes() const {
   int64_t total = 0;
-  for (size_t i = 0; i < resolved.size(); ++i) {
+  for (size_t i = 0; i < resolved_.size(); ++i) {
     // Readable replies hold floats, whatever the dtype.
     const DType dtype = plan_.readable() ? DType::kF32 : plan_.modules[i].output_dtype;
-    ASSIGN_OR_RETURN(const int64_t bytes, ByteCount(dtype, OutputShape(resolved[i])));
+    ASSIGN_OR_RETURN(const int64_t bytes, ByteCount(dtype, OutputShape(resolved_[i])));
     const auto sum = CheckedAdd(total, bytes);
     if (!sum) return Error(Reason::kShapeMismatch, "the size of the outputs overflows");
     total = *sum;

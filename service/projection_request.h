@@ -32,7 +32,7 @@ class ProjectionRequest final : public DataRequest {
   void Answer(const absl::Status& status) override;
 
   Shape OutputShape(const ResolvedProjection& resolved) const;
-  absl::StatusOr<int64_t> OutputBytes(const std::vector<ResolvedProjection>& resolved) const;
+  absl::StatusOr<int64_t> OutputBytes() const;
   absl::Status AddOutput(const ProjectionPlan::Module& module, const ResolvedProjection& resolved);
 
   Read read_;
@@ -41,7 +41,8 @@ class ProjectionRequest final : public DataRequest {
   Request request_;
   ProjectionPlan plan_;  // views request_
   Response response_;
-  std::vector<bool> used_;             // of the plan's references
+  std::vector<bool> used_;                    // of the plan's references
+  std::vector<ResolvedProjection> resolved_;  // targets_ point into it
   std::vector<TensorWriter> writers_;  // of the response's outputs
   std::vector<ProjectionTarget> targets_;
 };

@@ -154,8 +154,12 @@ TEST(ThreadPoolTest, SharedWorkGetsAsManyThreadsAsItAskedForAndIsAwaited) {
 
 TEST(ThreadPoolTest, WithdrawnWorkIsNotHelpedAnyMore) {
   ThreadPool pool("share", 1);
-  absl::Notification release;
-  pool.Submit([&release] { release.WaitForNotification(); });
+  absl::Notification busy, release;
+  pool.Submit([&] {
+    busy.Notify();
+    release.WaitForNotification();
+  });
+  busy.WaitForNotification();
   {
     WorkToShare first, second, third;
     pool.Share(first, 1);
