@@ -43,7 +43,7 @@ class ProjectionRequest final : public DataRequest {
   Response response_;
   std::vector<bool> used_;                    // of the plan's references
   std::vector<ResolvedProjection> resolved_;  // targets_ point into it
-  std::vector<TensorWriter> writers_;  // of the response's outputs
+  std::vector<TensorWriter> writers_;         // of the response's outputs
   std::vector<ProjectionTarget> targets_;
 };
 

@@ -49,8 +49,8 @@ class ThreadPool {
   };
 
   // Lets up to `helpers` threads at once call work.Help() until nothing is left. They join before
-  // they look at queued jobs, because what runs already comes first; but between two pieces a thread
-  // that finds jobs does one of them, so that a huge loop does not keep small work waiting.
+  // they look at queued jobs, because what runs already comes first; but between two pieces a
+  // thread that finds jobs does one of them, so that a huge loop does not keep small work waiting.
   void Share(SharedWork& work, int helpers) ABSL_LOCKS_EXCLUDED(mutex_);
   // No further thread joins; returns when those that have are done. Every Share needs one.
   void Withdraw(SharedWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
