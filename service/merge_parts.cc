@@ -71,9 +71,8 @@ std::optional<size_t> MergePart::ReplacedIndex() const {
   return std::nullopt;
 }
 
-absl::Status About(absl::Status status, const MergePart& part) {
-  return Annotate(Annotate(std::move(status), "adapter", part.ref->name), "module",
-                  part.info().path);
+absl::Status About(const absl::Status& status, const MergePart& part) {
+  return Annotate(Annotate(status, "adapter", part.ref->name), "module", part.info().path);
 }
 
 absl::StatusOr<WeightMatrix> ReadMatrix(const MergePlan& plan, const MergePart& part) {

@@ -63,7 +63,7 @@ absl::StatusOr<MergeInput> ReadMergeInput(const MergePlan& plan,
                                           const WeightMatrix& matrix);
 
 // Tells adapter and module.
-absl::Status About(absl::Status status, const MergePart& part);
+absl::Status About(const absl::Status& status, const MergePart& part);
 
 }  // namespace adapterd
 

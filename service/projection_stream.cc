@@ -21,7 +21,8 @@ grpc::ByteBuffer ReplyOf(uint64_t request_id,
     const absl::Status& status = response.status();
     v1::ProjectionError& error = *reply.message.mutable_error();
     error.set_code(static_cast<int>(status.code()));
-    error.set_reason(std::string(ReasonName(GetErrorDetails(status).reason)));
+    const std::string reason(ReasonName(GetErrorDetails(status).reason));
+    error.set_reason(reason);
     error.set_message(ClampUtf8(std::string(status.message()), kMaxErrorMessageBytes));
   }
   return std::move(reply).Join();

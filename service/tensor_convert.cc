@@ -68,8 +68,8 @@ absl::StatusOr<Size> SizeOf(DType dtype, const Shape& shape, const std::string& 
   absl::StatusOr<int64_t> bytes = ByteCount(dtype, shape);
   if (elements.ok() && bytes.ok()) return Size{*elements, *bytes};
   const absl::Status& error = elements.ok() ? bytes.status() : elements.status();
-  return Annotate(FieldError(Reason::kShapeMismatch, field, std::string(error.message())), "actual",
-                  ShapeString(shape));
+  const std::string why(error.message());
+  return Annotate(FieldError(Reason::kShapeMismatch, field, why), "actual", ShapeString(shape));
 }
 
 template <typename Integer>
