@@ -26,8 +26,8 @@ void FillStats(const MergeStats& stats, v1::MergeStats& out) {
 }  // namespace
 
 absl::StatusOr<DataRequest::Needs> MergeRequest::Parse() {
-  RETURN_IF_ERROR(read_(request_));
-  ASSIGN_OR_RETURN(plan_, PlanMerge(request_));
+  RETURN_IF_ERROR(ReadRequest());
+  ASSIGN_OR_RETURN(plan_, PlanMerge(request()));
   return Needs{plan_.adapters.refs()};
 }
 
@@ -70,11 +70,11 @@ absl::Status MergeRequest::MergeBias() {
       sums[i] += static_cast<float>(factor * extras.lora_bias_f32[i]);
     }
   }
-  TensorWriter writer(*response_.message.mutable_bias(), dtype, {size},
+  TensorWriter writer(*response().message.mutable_bias(), dtype, {size},
                       plan_.bias ? plan_.bias->readable() : plan_.weight.readable(),
                       plane().buffers);
   ConvertFromF32(sums.data(), dtype, writer.data(), size);
-  writer.Finish(response_.payloads);
+  writer.Finish(response().payloads);
   return absl::OkStatus();
 }
 
@@ -82,13 +82,13 @@ void MergeRequest::KeepBias() {
   if (!plan_.bias) return;
   const size_t bytes =
       static_cast<size_t>(plan_.bias->shape()[0]) * FloatBytes(plan_.bias->dtype());
-  const std::string& data = request_.message.bias().data();
+  const std::string& data = request().message.bias().data();
   PooledBuffer memory =
-      data.empty() ? plane().buffers.Take(bytes) : request_.payloads.Release(data);
+      data.empty() ? plane().buffers.Take(bytes) : request().payloads.Release(data);
   if (data.empty()) std::copy_n(plan_.bias->data(), bytes, memory.data());
-  TensorWriter(*response_.message.mutable_bias(), plan_.bias->dtype(), plan_.bias->shape(),
+  TensorWriter(*response().message.mutable_bias(), plan_.bias->dtype(), plan_.bias->shape(),
                plan_.bias->readable(), std::move(memory))
-      .Finish(response_.payloads);
+      .Finish(response().payloads);
 }
 
 absl::Status MergeRequest::Compute() {
@@ -96,33 +96,20 @@ absl::Status MergeRequest::Compute() {
   RETURN_IF_ERROR(MergeBias());
   const DType dtype = plan_.weight.dtype();
   const MatrixView weight = {dtype, matrix_.rows, matrix_.cols, plan_.weight.data()};
-  const std::string& data = request_.message.weight().data();
+  const std::string& data = request().message.weight().data();
   PooledBuffer memory = data.empty() ? plane().buffers.Take(static_cast<size_t>(weight.bytes()))
-                                     : request_.payloads.Release(data);
-  TensorWriter writer(*response_.message.mutable_weight(), dtype, plan_.weight.shape(),
+                                     : request().payloads.Release(data);
+  TensorWriter writer(*response().message.mutable_weight(), dtype, plan_.weight.shape(),
                       plan_.weight.readable(), std::move(memory));
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(const MergeStats stats,
                    MergeWeight(plane().kernels, plane().workers, weight, input.terms, input.options,
                                {dtype, weight.rows, weight.cols, writer.data()}, cancellation()));
   plane().environment.metrics.Merge(absl::Now() - start, weight.bytes());
-  writer.Finish(response_.payloads);
-  FillStats(stats, *response_.message.mutable_stats());
-  AddUses(plan_.adapters.refs(), handles(), used_, *response_.message.mutable_adapters());
+  writer.Finish(response().payloads);
+  FillStats(stats, *response().message.mutable_stats());
+  AddUses(plan_.adapters.refs(), handles(), used_, *response().message.mutable_adapters());
   return absl::OkStatus();
-}
-
-void MergeRequest::Answer(const absl::Status& status) {
-  request_ = {};
-  parts_.clear();
-  Release();
-  if (status.ok()) {
-    done_(std::move(response_));
-  } else {
-    done_(status);
-  }
-  read_ = nullptr;  // both hold the call, which holds this
-  done_ = nullptr;
 }
 
 }  // namespace adapterd

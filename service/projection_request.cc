@@ -27,8 +27,8 @@ double FlopsOf(const ProjectionTarget& target) {
 
 absl::StatusOr<DataRequest::Needs> ProjectionRequest::Parse() {
   const absl::Time start = absl::Now();
-  RETURN_IF_ERROR(read_(request_));
-  ASSIGN_OR_RETURN(plan_, PlanProjection(request_));
+  RETURN_IF_ERROR(ReadRequest());
+  ASSIGN_OR_RETURN(plan_, PlanProjection(request()));
   parsing_ = absl::Now() - start;
   return Needs{plan_.adapters.refs(), plan_.skip_disabled};
 }
@@ -74,7 +74,7 @@ absl::StatusOr<int64_t> ProjectionRequest::OutputBytes() const {
 
 absl::Status ProjectionRequest::AddOutput(const ProjectionPlan::Module& module,
                                           const ResolvedProjection& resolved) {
-  v1::ProjectionOutput& output = *response_.message.add_outputs();
+  v1::ProjectionOutput& output = *response().message.add_outputs();
   int32_t applied = 0;
   ProjectionTarget& target = targets_.emplace_back();
   ASSIGN_OR_RETURN(target.segments, ResolveSegments(plan_, module.field, resolved, used_, applied));
@@ -99,24 +99,11 @@ absl::Status ProjectionRequest::Compute() {
   const absl::Time computed = absl::Now();
   metrics.Apply(ApplyStage::kQueue, queued());
   metrics.Apply(ApplyStage::kCompute, computed - start);
-  for (TensorWriter& writer : writers_) writer.Finish(response_.payloads);
-  AddUses(plan_.adapters.refs(), handles(), used_, *response_.message.mutable_adapters());
+  for (TensorWriter& writer : writers_) writer.Finish(response().payloads);
+  AddUses(plan_.adapters.refs(), handles(), used_, *response().message.mutable_adapters());
   metrics.ApplyRows(plan_.rows);
   metrics.Apply(ApplyStage::kSerialize, absl::Now() - computed);
   return absl::OkStatus();
-}
-
-void ProjectionRequest::Answer(const absl::Status& status) {
-  request_ = {};
-  writers_.clear();
-  Release();
-  if (status.ok()) {
-    done_(std::move(response_));
-  } else {
-    done_(status);
-  }
-  read_ = nullptr;  // both hold the call, which holds this
-  done_ = nullptr;
 }
 
 }  // namespace adapterd
