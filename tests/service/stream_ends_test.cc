@@ -25,9 +25,10 @@ class StuckClient {
   int written() const { return written_; }
   Stream& stream() { return stream_; }
   grpc::Status Status() {
-    const grpc::Status status = stream_.Status();
-    writer_.join();
-    return status;
+    while (stream_.Next()) {
+    }
+    writer_.join();  // it uses the call, which Status lets go
+    return stream_.Status();
   }
 
  private:
