@@ -120,8 +120,9 @@ void ProjectionStream::Step() {
       outgoing_ = *std::move(slots_.front()->reply);
       slots_.pop_front();
       writing_ = true;
+      // Not the first: it takes the call's metadata along, and is done only when those are sent.
+      more = written_bytes_ > 0 && !slots_.empty() && slots_.front()->reply.has_value();
       written_bytes_ += static_cast<int64_t>(outgoing_.Length());
-      more = !slots_.empty() && slots_.front()->reply.has_value();
     }
     read = !reading_ && !Ends() && slots_.size() < kMaxStreamedRequests;
     reading_ = reading_ || read;
