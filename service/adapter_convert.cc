@@ -81,6 +81,9 @@ void FillDescription(const AdapterDescription& description, v1::Adapter& out) {
     case AdapterFormat::kPeft:
       out.set_format(v1::ADAPTER_FORMAT_PEFT);
       break;
+    case AdapterFormat::kCreated:
+      out.set_format(v1::ADAPTER_FORMAT_CREATED);
+      break;
   }
   out.set_method(description.method);
   out.set_base_model(description.base_model);

@@ -21,7 +21,26 @@ void Send(const Tensor& tensor, const Shape& shape, v1::Tensor& out) {
   out.set_data(tensor.bytes().data(), tensor.bytes().size());
 }
 
-// The tensor as ModuleTensors has it: experts one after the other.
+absl::Status WriteFileStart(const std::string& name, int64_t size, const Write& write) {
+  v1::ExportAdapterResponse response;
+  response.mutable_file()->set_name(name);
+  response.mutable_file()->set_size(size);
+  return write(response);
+}
+
+absl::Status WriteData(std::span<const std::byte> bytes, const Write& write) {
+  v1::ExportAdapterResponse response;
+  while (!bytes.empty()) {
+    const auto piece = bytes.first(std::min<size_t>(bytes.size(), kExportPieceBytes));
+    response.set_data(piece.data(), piece.size());
+    RETURN_IF_ERROR(write(response));
+    bytes = bytes.subspan(piece.size());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 Tensor TensorOf(const AdapterHandle& adapter, size_t module, TensorRole role) {
   const ModuleInfo& info = adapter.manifest().modules[module];
   const ModuleExtras& extras = adapter->extras(module);
@@ -55,26 +74,6 @@ Tensor TensorOf(const AdapterHandle& adapter, size_t module, TensorRole role) {
   }
   return Tensor(dtype, {info.pairs() * rows, cols}, std::move(all));
 }
-
-absl::Status WriteFileStart(const std::string& name, int64_t size, const Write& write) {
-  v1::ExportAdapterResponse response;
-  response.mutable_file()->set_name(name);
-  response.mutable_file()->set_size(size);
-  return write(response);
-}
-
-absl::Status WriteData(std::span<const std::byte> bytes, const Write& write) {
-  v1::ExportAdapterResponse response;
-  while (!bytes.empty()) {
-    const auto piece = bytes.first(std::min<size_t>(bytes.size(), kExportPieceBytes));
-    response.set_data(piece.data(), piece.size());
-    RETURN_IF_ERROR(write(response));
-    bytes = bytes.subspan(piece.size());
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
 
 absl::Status CheckExport(const v1::ExportAdapterRequest& request) {
   RETURN_IF_ERROR(CheckAdapterName(request.name(), "name"));

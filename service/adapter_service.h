@@ -59,6 +59,15 @@ class AdapterService final : public v1::AdapterService::CallbackService {
                                               v1::GetAdapterTensorsResponse* response) override;
   grpc::ServerWriteReactor<v1::ExportAdapterResponse>* ExportAdapter(
       grpc::CallbackServerContext* context, const v1::ExportAdapterRequest* request) override;
+  // What makes adapters: adapter_creation.cc, update_tensors_call.cc.
+  grpc::ServerUnaryReactor* CreateAdapter(grpc::CallbackServerContext* context,
+                                          const v1::CreateAdapterRequest* request,
+                                          v1::CreateAdapterResponse* response) override;
+  grpc::ServerReadReactor<v1::UpdateAdapterTensorsRequest>* UpdateAdapterTensors(
+      grpc::CallbackServerContext* context, v1::UpdateAdapterTensorsResponse* response) override;
+  grpc::ServerUnaryReactor* EstimateCapacity(grpc::CallbackServerContext* context,
+                                             const v1::EstimateCapacityRequest* request,
+                                             v1::EstimateCapacityResponse* response) override;
   // What changes adapters that are there, and tells of changes: adapter_changes.cc.
   grpc::ServerUnaryReactor* UpdateAdapter(grpc::CallbackServerContext* context,
                                           const v1::UpdateAdapterRequest* request,
@@ -95,6 +104,9 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   RpcMetrics& unload_;
   RpcMetrics& tensors_;
   RpcMetrics& export_;
+  RpcMetrics& create_;
+  RpcMetrics& update_tensors_;
+  RpcMetrics& estimate_;
   RpcMetrics& update_;
   RpcMetrics& rollback_;
   RpcMetrics& set_alias_;

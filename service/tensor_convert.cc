@@ -148,7 +148,7 @@ absl::StatusOr<DType> FloatTypeFromProto(v1::DataType type, const std::string& f
 }
 
 absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message,
-                                              const TensorPayloads& payloads,
+                                              std::span<const std::byte> data,
                                               const std::string& field) {
   const int contents = ContentCount(message);
   RETURN_IF_ERROR(CheckContents(message, field));
@@ -161,7 +161,6 @@ absl::StatusOr<FloatTensor> FloatTensor::Read(const v1::Tensor& message,
   }
   tensor.readable_ = message.f32_values_size() > 0;
   if (!tensor.readable_) {
-    const std::span<const std::byte> data = payloads.Find(message.data());
     const auto found = static_cast<int64_t>(data.size());
     if (contents == 0 && size.elements > 0) {
       return FieldError(Reason::kInvalidField, field,

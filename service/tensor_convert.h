@@ -2,6 +2,7 @@
 #ifndef ADAPTERD_SERVICE_TENSOR_CONVERT_H_
 #define ADAPTERD_SERVICE_TENSOR_CONVERT_H_
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,15 +22,28 @@ class FloatTensor {
   // (no or two contents, no dtype with data), SHAPE_MISMATCH, UNSUPPORTED_DTYPE (integers,
   // unknown).
   static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message, const TensorPayloads& payloads,
-                                          const std::string& field);
+                                          const std::string& field) {
+    return Read(message, payloads.Find(message.data()), field);
+  }
+  // The same of a message that came through generated code alone.
+  static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message, const std::string& field) {
+    return Read(message, std::as_bytes(std::span<const char>(message.data())), field);
+  }
 
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
   const std::byte* data() const { return data_; }
+  std::span<const std::byte> bytes() const {
+    return {data_, static_cast<size_t>(*ByteCount(dtype_, shape_))};
+  }
   // The caller wrote f32_values and wants to read them in the reply.
   bool readable() const { return readable_; }
 
  private:
+  static absl::StatusOr<FloatTensor> Read(const v1::Tensor& message,
+                                          std::span<const std::byte> data,
+                                          const std::string& field);
+
   DType dtype_ = DType::kF32;
   Shape shape_;
   const std::byte* data_ = nullptr;

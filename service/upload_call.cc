@@ -5,6 +5,7 @@
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "service/adapter_convert.h"
+#include "service/stored_load.h"
 
 namespace adapterd {
 namespace {
@@ -42,13 +43,7 @@ UploadCall::UploadCall(ControlPlane& plane, RpcMetrics& metrics,
 
 absl::Status UploadCall::Admit() const {
   RETURN_IF_ERROR(record_.Admit());
-  if (plane_.draining) return Error(Reason::kDraining, "the server is shutting down");
-  if (plane_.content == nullptr) {
-    return Error(Reason::kNoDataDir,
-                 "there is no folder to write uploads to: the server needs --data-dir, or a folder "
-                 "for temporary files that it may write to");
-  }
-  return absl::OkStatus();
+  return CheckStore(plane_);
 }
 
 void UploadCall::OnReadDone(bool ok) {
@@ -98,54 +93,34 @@ absl::Status UploadCall::TakeChunk(const v1::UploadChunk& chunk) {
 
 void UploadCall::CommitAndLoad() {
   v1::UploadAdapterRequest().Swap(&message_);  // its memory is not needed for the load
-  const absl::Status status = GuardedCall([this] { return Commit(); });
-  if (!status.ok()) return Discard(status);
-  load_.source.stored = stored_.key();
-  load_.reloadable = !plane_.content->temporary();
-  auto ticket = plane_.registry.Load(
-      load_,
-      [call = shared_from_this()](absl::StatusOr<LoadResult> result) { call->Loaded(result); });
+  StoredContent stored;
+  const absl::Status status = GuardedCall([&] { return Commit(stored); });
+  if (!status.ok()) return End(status);
+  auto ticket = LoadStored(
+      plane_, std::move(stored), std::move(load_),
+      [call = shared_from_this()](const absl::StatusOr<LoadResult>& result) { call->Loaded(result); });
   record_.WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
 }
 
-absl::Status UploadCall::Commit() {
+absl::Status UploadCall::Commit(StoredContent& stored) {
   // A broken stream ends like one that the client closed. Which of the two it was, is known soon
   // after: before the files are on disk, or while they are loaded, which is given up then. Should
   // even that be over, then what arrived was a whole adapter.
   RETURN_IF_ERROR(record_.cancellation().Check());
   if (incoming_ == nullptr) return Invalid("start", "expected as the first message, found the end");
-  ASSIGN_OR_RETURN(stored_, incoming_->Commit());
+  ASSIGN_OR_RETURN(stored, incoming_->Commit());
   incoming_ = nullptr;  // which removes what was there before
-  return record_.cancellation().Check();
+  return absl::OkStatus();
 }
 
 void UploadCall::Loaded(const absl::StatusOr<LoadResult>& result) {
-  if (result.status().code() == absl::StatusCode::kCancelled) {
-    // The load itself ends a little later, and holds on to the content until then. An update of
-    // nothing waits for it.
-    UpdateRequest nothing;
-    nothing.name = load_.name;
-    plane_.registry.Update(std::move(nothing),
-                           [call = shared_from_this(), status = result.status()](
-                               const absl::StatusOr<AdapterSnapshot>&) { call->Discard(status); });
-    return;
+  if (result.ok()) {
+    ToProto(result->adapter, v1::ADAPTER_VIEW_BASIC, *response_->mutable_adapter());
+    response_->set_already_loaded(result->already_loaded);
+    response_->set_replaced_revision(result->replaced_revision);
+    for (const std::string& name : result->evicted) response_->add_evicted(name);
   }
-  if (!result.ok()) return Discard(result.status());
-  ToProto(result->adapter, v1::ADAPTER_VIEW_BASIC, *response_->mutable_adapter());
-  response_->set_already_loaded(result->already_loaded);
-  response_->set_replaced_revision(result->replaced_revision);
-  for (const std::string& name : result->evicted) response_->add_evicted(name);
-  const bool leaves_garbage =
-      plane_.content->temporary() || result->already_loaded || !result->replaced_revision.empty();
-  if (leaves_garbage) return Discard(absl::OkStatus());
-  stored_ = StoredContent();  // the adapter names it by now
-  End(absl::OkStatus());
-}
-
-void UploadCall::Discard(const absl::Status& status) {
-  if (stored_.key().empty()) return End(status);
-  stored_ = StoredContent();
-  plane_.collector.Request([call = shared_from_this(), status] { call->End(status); });
+  End(result.status());
 }
 
 void UploadCall::End(const absl::Status& status) {

@@ -44,14 +44,12 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadAdapterRequest
   void TakeMessage();
   void CommitAndLoad();
   void Loaded(const absl::StatusOr<LoadResult>& result);
-  // Collects what no adapter names, which may be what was stored, before the end.
-  void Discard(const absl::Status& status);
   void End(const absl::Status& status);
 
   absl::Status Take();
   absl::Status TakeStart(const v1::UploadStart& start);
   absl::Status TakeChunk(const v1::UploadChunk& chunk);
-  absl::Status Commit();
+  absl::Status Commit(StoredContent& stored);
 
   ControlPlane& plane_;
   v1::UploadAdapterResponse* const response_;
@@ -62,7 +60,6 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadAdapterRequest
   v1::UploadAdapterRequest message_;
   LoadRequest load_;
   std::unique_ptr<IncomingContent> incoming_;  // from `start` until it is stored
-  StoredContent stored_;                       // until the load has ended
 };
 
 }  // namespace adapterd

@@ -13,7 +13,10 @@
 
 namespace adapterd {
 
-enum class AdapterFormat { kPeft };
+enum class AdapterFormat {
+  kPeft,
+  kCreated,  // made in a server: stored as PEFT, marked so (peft_export.h)
+};
 
 enum class ModuleKind {
   kLinear,       // W [out_features, in_features]

@@ -9,6 +9,8 @@
 namespace adapterd {
 namespace {
 
+constexpr char kCreatedKey[] = "adapterd_created";
+
 // The shapes of one tensor in the file.
 Shape FileShape(const ModuleInfo& info, TensorRole role) {
   switch (role) {
@@ -78,7 +80,10 @@ Tensor JoinExperts(const Tensor& b, const ModuleInfo& info) {
 
 }  // namespace
 
-absl::StatusOr<PeftExport> PeftExport::Create(const AdapterManifest& manifest) {
+bool IsCreated(const SafetensorsHeader& header) { return header.metadata.count(kCreatedKey) > 0; }
+
+absl::StatusOr<PeftExport> PeftExport::Create(const AdapterManifest& manifest,
+                                              ExportOrigin origin) {
   PeftExport result(manifest);
   ASSIGN_OR_RETURN(result.config_, MakePeftConfig(manifest));
   std::vector<SafetensorsSpec> specs;
@@ -90,7 +95,9 @@ absl::StatusOr<PeftExport> PeftExport::Create(const AdapterManifest& manifest) {
       result.entries_.push_back({module, role});
     }
   }
-  ASSIGN_OR_RETURN(result.layout_, LayOutSafetensors(specs, {{"format", "pt"}}));
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (origin == ExportOrigin::kCreated) metadata[kCreatedKey] = "true";
+  ASSIGN_OR_RETURN(result.layout_, LayOutSafetensors(specs, metadata));
   return result;
 }
 

@@ -14,6 +14,13 @@
 
 namespace adapterd {
 
+// What a file's metadata say of who made it. Exports say nothing: to whom they go, they are files
+// like any other.
+enum class ExportOrigin { kUnsaid, kCreated };
+
+// Whether a file was written with kCreated.
+bool IsCreated(const SafetensorsHeader& header);
+
 // Where an export finds the final tensors of a module, in the form of ModuleTensors.
 using TensorLookup = std::function<Tensor(size_t module, TensorRole role)>;
 
@@ -23,7 +30,8 @@ using TensorLookup = std::function<Tensor(size_t module, TensorRole role)>;
 class PeftExport {
  public:
   // `manifest` must outlive the result. INVALID_FIELD when a name is no text.
-  static absl::StatusOr<PeftExport> Create(const AdapterManifest& manifest);
+  static absl::StatusOr<PeftExport> Create(const AdapterManifest& manifest,
+                                           ExportOrigin origin = ExportOrigin::kUnsaid);
 
   const std::string& config() const { return config_; }
   int64_t weights_bytes() const { return layout_.file_bytes; }

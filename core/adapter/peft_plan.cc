@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "core/adapter/peft_checks.h"
+#include "core/adapter/peft_export.h"
 #include "core/adapter/peft_pairs.h"
 #include "core/adapter/peft_replacements.h"
 #include "core/adapter/peft_tensors.h"
@@ -49,7 +50,6 @@ PeftPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
   SortByPath(parts);
   PeftPlan plan;
   plan.method = config.method;
-  plan.manifest.format = AdapterFormat::kPeft;
   plan.manifest.method = MethodName(config);
   plan.manifest.base_model = config.base_model;
   plan.manifest.lora_dropout = config.lora_dropout;
@@ -88,7 +88,9 @@ std::optional<PeftPlan> BuildPeftPlan(const PeftConfig& config, const Safetensor
     checks.Refuse({.what = "holds no LoRA pair at all"});
   }
   if (parts.empty()) return std::nullopt;
-  return Assemble(config, tensors, std::move(parts));
+  PeftPlan plan = Assemble(config, tensors, std::move(parts));
+  plan.manifest.format = IsCreated(header) ? AdapterFormat::kCreated : AdapterFormat::kPeft;
+  return plan;
 }
 
 }  // namespace adapterd

@@ -44,11 +44,13 @@ std::string_view FormatName(AdapterFormat format) {
   switch (format) {
     case AdapterFormat::kPeft:
       return "peft";
+    case AdapterFormat::kCreated:
+      return "created";
   }
   return "";
 }
 
-constexpr AdapterFormat kFormats[] = {AdapterFormat::kPeft};
+constexpr AdapterFormat kFormats[] = {AdapterFormat::kPeft, AdapterFormat::kCreated};
 
 // One overload a type of field: whether `json` is such a value, which then is in `value`.
 bool Read(const Json& json, std::string& value) {

@@ -14,10 +14,12 @@
 namespace adapterd {
 namespace {
 
+using Terms = std::span<const ProjectionTerm>;
+
 // Rows of one target that one thread computes in one go.
 struct Block {
   const ProjectionTarget* target;
-  const ProjectionSegment* segment;
+  Terms terms;
   int64_t first_row;
   int64_t rows;
 };
@@ -26,25 +28,22 @@ struct Block {
 // from further away than the rows, as often as the cache allows, which holds more rows of BF16.
 // Blocks that our own loops take are as fast with 16 rows as with more. Depends on the request
 // alone, so that results do not depend on the number of threads.
-int64_t BlockRows(const Kernels::Impl& kernels, const ProjectionSegment& segment,
-                  int64_t bytes_per_row) {
+int64_t BlockRows(const Kernels::Impl& kernels, Terms terms, int64_t rows, int64_t bytes_per_row) {
   constexpr int64_t kLeast = 16;
-  const std::span<const ProjectionTerm> terms = segment.terms;
   const auto is_own = [&kernels](const ProjectionTerm& term) {
     return term.pair->impl().IsSmall(kernels, kLeast);
   };
   const bool narrow = !terms.empty() && terms[0].pair->type() == ComputeType::kBF16;
-  int64_t block = segment.rows <= 32 || std::ranges::all_of(terms, is_own) ? kLeast
-                  : segment.rows <= 128 || !narrow                         ? 32
-                                                                           : kMaxBlockRows;
+  int64_t block = rows <= 32 || std::ranges::all_of(terms, is_own) ? kLeast
+                  : rows <= 128 || !narrow                         ? 32
+                                                                   : kMaxBlockRows;
   while (block > 1 && block * bytes_per_row > kScratchBytes) block /= 2;
   return block;
 }
 
-int64_t ScratchBytesPerRow(int64_t input_cols, const ProjectionTarget& target,
-                           const ProjectionSegment& segment) {
+int64_t ScratchBytesPerRow(int64_t input_cols, const ProjectionTarget& target, Terms terms) {
   int64_t elements = input_cols + std::min(target.output.cols, MatrixPlan::kChunkColumns);
-  for (const ProjectionTerm& term : segment.terms) elements += term.pair->shape().rank;
+  for (const ProjectionTerm& term : terms) elements += term.pair->shape().rank;
   return elements * static_cast<int64_t>(sizeof(float));
 }
 
@@ -54,15 +53,21 @@ void ForEachBlock(const Kernels::Impl& kernels, int64_t input_cols,
                   std::span<const ProjectionTarget> targets, Body body) {
   constexpr int64_t kMinSplit = 16;  // shorter rests are padded to a bucket, longer ones are split
   for (const ProjectionTarget& target : targets) {
+    const std::span<const ProjectionSegment> segments = target.segments;
     int64_t row = 0;
-    for (const ProjectionSegment& segment : target.segments) {
-      int64_t block_rows =
-          BlockRows(kernels, segment, ScratchBytesPerRow(input_cols, target, segment));
-      for (const int64_t end = row + segment.rows; row < end;) {
+    for (size_t next = 0; next < segments.size();) {
+      const Terms terms = segments[next].terms;
+      int64_t end = row;
+      while (next < segments.size() && std::ranges::equal(segments[next].terms, terms)) {
+        end += segments[next++].rows;
+      }
+      int64_t block_rows = BlockRows(kernels, terms, end - row,
+                                     ScratchBytesPerRow(input_cols, target, terms));
+      while (row < end) {
         const int64_t left = end - row;
         while (block_rows > left && block_rows > kMinSplit) block_rows /= 2;
         const int64_t rows = std::min(block_rows, left);
-        body(Block{&target, &segment, row, rows});
+        body(Block{&target, terms, row, rows});
         row += rows;
       }
     }
@@ -87,7 +92,7 @@ double Microseconds(const Block& block) {
   constexpr double kFlopsBF16 = 600e3;
   double bytes = static_cast<double>(block.rows * block.target->output.row_bytes());
   double sum = 0;
-  for (const ProjectionTerm& term : block.segment->terms) {
+  for (const ProjectionTerm& term : block.terms) {
     const PackedPair& pair = *term.pair;
     const bool narrow = pair.type() == ComputeType::kBF16;
     const int64_t columns = pair.shape().out_features +  // of an embedding's A few are read
@@ -132,7 +137,7 @@ int64_t LowRankBytes(const ProjectionTerm& term, int64_t computed_rows) {
 // Low-rank rows of every term, one after the other, each in its LowRankBytes.
 absl::StatusOr<const std::byte*> ShrinkAll(Kernels::Impl& kernels, const ProjectionInput& input,
                                            const Block& block, int64_t computed_rows) {
-  const std::span<const ProjectionTerm> terms = block.segment->terms;
+  const Terms terms = block.terms;
   int64_t bytes = 0;
   for (const ProjectionTerm& term : terms) bytes += LowRankBytes(term, computed_rows);
   auto* low_rank = Scratch::OfThisThread().Get<std::byte>(Scratch::kLowRank, bytes);
@@ -156,7 +161,7 @@ absl::StatusOr<const std::byte*> ShrinkAll(Kernels::Impl& kernels, const Project
 
 // Whether one product is all that an output consists of, and its kernel rounds it.
 bool IsRoundedByKernel(const Block& block) {
-  const std::span<const ProjectionTerm> terms = block.segment->terms;
+  const Terms terms = block.terms;
   if (terms.size() != 1 || block.target->base_output.has_value()) return false;
   const PackedPair::Impl& pair = terms[0].pair->impl();
   return terms[0].bias == nullptr && block.target->output.dtype == DType::kBF16 &&
@@ -171,14 +176,14 @@ absl::Status ExpandAll(Kernels::Impl& kernels, const Block& block, const std::by
   const std::optional<MatrixView>& base = block.target->base_output;
   if (base.has_value()) sums.Start(base->Rows(block.first_row, block.rows));
   bool accumulate = base.has_value();
-  for (const ProjectionTerm& term : block.segment->terms) {
+  for (const ProjectionTerm& term : block.terms) {
     RETURN_IF_ERROR(term.pair->impl().Expand(
         kernels, block.rows, low_rank, columns,
         {.accumulate = accumulate, .narrow = type == BlockSums::Type::kOutput}, sums.data()));
     accumulate = true;
     low_rank += LowRankBytes(term, computed_rows);
   }
-  for (const ProjectionTerm& term : block.segment->terms) {
+  for (const ProjectionTerm& term : block.terms) {
     if (term.bias != nullptr) sums.AddBias(term.bias, term.factor);
     if (term.dora != nullptr) sums.Rescale(*term.dora);
   }
@@ -187,7 +192,7 @@ absl::Status ExpandAll(Kernels::Impl& kernels, const Block& block, const std::by
 }
 
 absl::Status RunBlock(Kernels::Impl& kernels, const ProjectionInput& input, const Block& block) {
-  const std::span<const ProjectionTerm> terms = block.segment->terms;
+  const Terms terms = block.terms;
   if (terms.empty()) {
     std::optional<MatrixView> base = block.target->base_output;
     if (base.has_value()) base = base->Rows(block.first_row, block.rows);

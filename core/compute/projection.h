@@ -36,9 +36,12 @@ struct ProjectionTerm {
   double factor = 1;                  // request weight x module scale
   const float* bias = nullptr;        // [out_features], B's own; null: it has none
   const DoraRescale* dora = nullptr;  // null: the delta is added as it is
+
+  bool operator==(const ProjectionTerm&) const = default;
 };
 
-// A run of rows that share one list of terms; no terms: delta zero.
+// A run of rows that share one list of terms; no terms: delta zero. Neighbours with equal lists are
+// computed as one.
 struct ProjectionSegment {
   int64_t rows = 0;
   std::vector<ProjectionTerm> terms;

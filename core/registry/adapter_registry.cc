@@ -245,6 +245,7 @@ AdapterSnapshot AdapterRegistry::SnapshotOf(const Entry& entry) const {
   }
   snapshot.load_time = info->load_time;
   snapshot.load_duration = info->load_duration;
+  snapshot.load_bytes = info->memory_bytes;
   if (current.lease != nullptr) {
     snapshot.manifest = current.lease->manifest();
     snapshot.memory_bytes += current.lease->loaded()->memory_bytes();

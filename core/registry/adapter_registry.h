@@ -114,6 +114,16 @@ class AdapterRegistry {
   // Everything that Load checks, on the calling thread; changes nothing.
   ValidationResult Validate(const LoadRequest& request, const Cancellation& cancellation) const;
 
+  // What a load of this manifest reserves. SHAPE_MISMATCH when the size overflows.
+  absl::StatusOr<int64_t> BytesFor(const AdapterManifest& manifest) const {
+    return LoadedAdapter::BytesFor(kernels_, manifest);
+  }
+
+  // For content that has yet to be made: MEMORY_BUDGET_EXCEEDED when loading it would end so now,
+  // whoever is evicted. OK for a name in use without `replace`, of which no load takes memory.
+  absl::Status CheckRoomFor(const LoadRequest& request, const AdapterManifest& manifest) const
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
   absl::StatusOr<AdapterSnapshot> Get(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Takes the lock for a few hundred adapters at a time: what changes meanwhile is on the page or

@@ -189,12 +189,7 @@ AdapterRegistry::TicketPtr AdapterRegistry::Update(UpdateRequest request,
       [request = std::move(request)](const Entry& entry) -> absl::StatusOr<std::optional<State>> {
     State next = entry.state;
     if (!request.etag.empty() && request.etag != next.etag) {
-      return Error(Reason::kEtagMismatch,
-                   fmt::format("adapter \"{}\" has etag {}, not {}: it was changed meanwhile",
-                               entry.name, next.etag, request.etag))
-          .With("adapter", entry.name)
-          .With("expected", request.etag)
-          .With("actual", next.etag);
+      return EtagMismatch(entry.name, request.etag, next.etag);
     }
     next.enabled = request.enabled.value_or(next.enabled);
     next.pinned = request.pinned.value_or(next.pinned);

@@ -4,6 +4,7 @@
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/registry/registry_state.h"
 
 namespace adapterd {
 namespace {
@@ -41,6 +42,18 @@ absl::Status CheckDigest(const LoadRequest& request, AdapterReader& reader,
       .With("actual", digest.revision);
 }
 
+absl::Status CheckSuccession(const LoadRequest& request, const LoadedState& current) {
+  if (request.successor_of.empty() && request.etag.empty()) return absl::OkStatus();
+  if (current.info == nullptr) return NotFound(request.name);
+  if (!request.etag.empty() && request.etag != current.etag) {
+    return EtagMismatch(request.name, request.etag, current.etag);
+  }
+  if (!request.successor_of.empty() && request.successor_of != current.info->revision) {
+    return RevisionMismatch(request.name, request.successor_of, current.info->revision);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status IsThereWithOther(const std::string& what, const LoadRequest& request,
                               const std::string& revision, const LoadedState& current) {
   const std::string& actual = current.info->revision;
@@ -59,7 +72,8 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
       revision == current.info->revision &&
       request.source.base_checkpoint == current.info->source.base_checkpoint &&
       manifest.base_model == current.info->description.base_model;
-  const bool same_options = request.pinned == current.pinned && request.labels == current.labels;
+  const bool same_options = request.keep_options || (request.pinned == current.pinned &&
+                                                     request.labels == current.labels);
   if (same_content && same_options) return Comparison::kSame;
   if (!request.replace) {
     return IsThereWithOther(same_content ? "options" : "content", request, revision, current);

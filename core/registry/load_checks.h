@@ -19,6 +19,7 @@ struct LoadedState {
   SourceIdentity identity;  // of what it was read from; empty: not by this process
   absl::Time opened_at;     // before it was read
   bool is_resident = false;
+  std::string etag;
   AdapterOwner owner = AdapterOwner::kClients;
   bool pinned = false;
   Labels labels;
@@ -34,6 +35,9 @@ absl::Status CheckDigest(const LoadRequest& request, AdapterReader& reader,
                          const Cancellation& cancellation, ContentDigest& digest);
 
 enum class Comparison { kSame, kOtherOptions, kOtherContent };
+
+// LoadRequest::successor_of and etag: ADAPTER_NOT_FOUND, REVISION_MISMATCH, ETAG_MISMATCH.
+absl::Status CheckSuccession(const LoadRequest& request, const LoadedState& current);
 
 // What a request for a name in use amounts to, as far as the revision and the manifest of its
 // source tell; ADAPTER_EXISTS when it differs and may not replace. REQUIRES: current.info.

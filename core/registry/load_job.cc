@@ -90,6 +90,7 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
 
   LoadResult result;
   const LoadedState current = CurrentOf(request.name);
+  RETURN_IF_ERROR(CheckSuccession(request, current));
   Comparison comparison = Comparison::kOtherContent;
   // Evicted, or computed from a base model that may have changed: only a read can tell.
   bool is_known = false;
@@ -174,7 +175,7 @@ LoadedState AdapterRegistry::CurrentOf(const std::string& name) const {
   const Entry& entry = it->second;
   const Record& record = *entry.state.current;
   return {record.info, record.identity,    record.opened_at,  record.lease != nullptr,
-          entry.owner, entry.state.pinned, entry.state.labels};
+          entry.state.etag, entry.owner, entry.state.pinned, entry.state.labels};
 }
 
 absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const LoadedState& current, const Job& job,
@@ -264,8 +265,10 @@ AdapterRegistry::State AdapterRegistry::NextState(const Entry& entry, const Job&
   State next = entry.state;
   next.public_id = job.public_id;
   next.etag = NextEtag();
-  next.pinned = job.load->pinned;
-  next.labels = job.load->labels;
+  if (!job.load->keep_options || next.current == nullptr) {
+    next.pinned = job.load->pinned;
+    next.labels = job.load->labels;
+  }
   if (record == nullptr) return next;
   const auto is_same = [&](const RecordPtr& other) {
     return other->info->revision == record->info->revision;

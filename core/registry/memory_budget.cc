@@ -24,15 +24,11 @@ std::shared_ptr<MemoryBudget> MemoryBudget::Create(int64_t limit_bytes) {
   return std::shared_ptr<MemoryBudget>(new MemoryBudget(limit_bytes));
 }
 
-absl::StatusOr<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
+absl::Status MemoryBudget::Exceeded(int64_t bytes) const {
   int64_t used;
   int64_t limit;
   {
     absl::MutexLock lock(&mutex_);
-    if (bytes <= limit_ - used_) {
-      used_ += bytes;
-      return Reservation(shared_from_this(), bytes);
-    }
     used = used_;
     limit = limit_;
   }
@@ -42,6 +38,17 @@ absl::StatusOr<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
       .With("needed_bytes", bytes)
       .With("used_bytes", used)
       .With("budget_bytes", limit);
+}
+
+absl::StatusOr<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (bytes <= limit_ - used_) {
+      used_ += bytes;
+      return Reservation(shared_from_this(), bytes);
+    }
+  }
+  return Exceeded(bytes);
 }
 
 absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes) {

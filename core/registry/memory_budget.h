@@ -52,6 +52,9 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   // The same without asking anybody.
   absl::StatusOr<Reservation> TryReserve(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // What Reserve says of `bytes` that do not fit.
+  absl::Status Exceeded(int64_t bytes) const ABSL_LOCKS_EXCLUDED(mutex_);
+
   // `reclaim` runs on the thread that reserves, under no lock of this class; `freed` after bytes
   // came back. Both must be there before other threads are, and until Detach.
   void Attach(Reclaimer reclaim, std::function<void()> freed) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -161,6 +161,16 @@ inline absl::Status RevisionMismatch(const std::string& name, const std::string&
       .With("actual", actual);
 }
 
+inline absl::Status EtagMismatch(const std::string& name, const std::string& expected,
+                                 const std::string& actual) {
+  return Error(Reason::kEtagMismatch,
+               fmt::format("adapter \"{}\" has etag {}, not {}: it was changed meanwhile", name,
+                           actual, expected))
+      .With("adapter", name)
+      .With("expected", expected)
+      .With("actual", actual);
+}
+
 inline absl::Status CannotServe(const std::string& name, const absl::Status& error) {
   const std::string why(error.message());
   return Error(Reason::kAdapterFailed, fmt::format("adapter \"{}\" cannot serve: {}", name, why))

@@ -31,6 +31,13 @@ struct LoadRequest {
   bool pinned = false;
   Labels labels;
   bool replace = false;
+  // True: `pinned` and `labels` are for a new name alone; those of a name in use stay, whatever they
+  // are, also when its content is replaced.
+  bool keep_options = false;
+  // What the name must have when the load begins, else REVISION_MISMATCH or ETAG_MISMATCH: for
+  // content that was made of it. Empty: anything.
+  std::string successor_of;  // revision
+  std::string etag;
   bool reloadable = true;  // false: the source is gone after the load, so never evict it
   AdapterOwner owner = AdapterOwner::kClients;
 
@@ -56,6 +63,7 @@ struct AdapterSnapshot {
   ContentDigest digest;
   std::vector<std::string> warnings;
   int64_t memory_bytes = 0;  // reserved now; all revisions that are not gone
+  int64_t load_bytes = 0;    // what loading the current revision reserves
   int64_t use_count = 0;
   int64_t in_flight = 0;
   std::optional<absl::Time> load_time;

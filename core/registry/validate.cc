@@ -43,6 +43,15 @@ bool AdapterRegistry::Fits(const std::string& name, int64_t bytes,
   return !plan.empty();
 }
 
+absl::Status AdapterRegistry::CheckRoomFor(const LoadRequest& request,
+                                           const AdapterManifest& manifest) const {
+  ASSIGN_OR_RETURN(const int64_t bytes, BytesFor(manifest));
+  if (!request.replace && CurrentOf(request.name).info != nullptr) return absl::OkStatus();
+  std::vector<std::string> would_evict;
+  if (Fits(request.name, bytes, would_evict)) return absl::OkStatus();
+  return budget_->Exceeded(bytes);
+}
+
 ValidationResult AdapterRegistry::Validate(const LoadRequest& request,
                                            const Cancellation& cancellation) const {
   ValidationResult result;

@@ -1,0 +1,56 @@
+"""What PEFT reads of an adapter that adapterd created for a Llama of the given sizes.
+
+    read_created.py FOLDER CONFIG     CONFIG: the model's LlamaConfig as JSON
+
+The model's own weights are on the meta device: only their shapes are needed. Prints one JSON object:
+modules, largest (of |B A|), and of A times sqrt(in_features): mean, deviation, largest, kolmogorov (the
+distance to the uniform distribution on [-1, 1], times the root of the number of draws).
+"""
+import json
+import math
+import sys
+import warnings
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from compare_exports import MISREAD
+
+
+def read(folder, config):
+    with torch.device("meta"):
+        base = LlamaForCausalLM(LlamaConfig(**config))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True, torch_device="cpu")
+    misread = [str(w.message) for w in caught
+               if any(words in str(w.message).lower() for words in MISREAD)]
+    if misread:
+        raise ValueError(misread[0])
+    return model
+
+
+@torch.no_grad()
+def judge(model):
+    largest, modules, draws = 0.0, 0, []
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        modules += 1
+        largest = max(largest, layer.get_delta_weight("default").abs().max().item())
+        a = layer.lora_A["default"].weight
+        draws.append((a * math.sqrt(a.shape[1])).flatten())
+    values = torch.cat(draws).double().sort().values
+    count = len(values)
+    expected = (values + 1) / 2
+    below = torch.arange(count, dtype=torch.double) / count
+    distance = max((expected - below).abs().max(), (below + 1 / count - expected).abs().max())
+    return {"modules": modules, "largest": largest, "draws": count, "mean": values.mean().item(),
+            "deviation": values.std().item(), "greatest": values.abs().max().item(),
+            "kolmogorov": (distance * math.sqrt(count)).item()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(judge(read(sys.argv[1], json.loads(sys.argv[2])))))
