@@ -4,6 +4,7 @@
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/registry/module_merge.h"
 #include "service/adapter_convert.h"
 
 namespace adapterd {
@@ -26,15 +27,6 @@ absl::StatusOr<WeightLayout> LayoutFromProto(v1::WeightLayout layout) {
 }
 
 }  // namespace
-
-absl::Status ShapeError(const std::string& field, const std::string& expected,
-                        const Shape& actual) {
-  return Error(Reason::kShapeMismatch,
-               fmt::format("{}: expected {}, found {}", field, expected, ShapeString(actual)))
-      .With("field", field)
-      .With("expected", expected)
-      .With("actual", ShapeString(actual));
-}
 
 absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& received) {
   const v1::MergeRequest& request = received.message;

@@ -29,9 +29,6 @@ struct MergePlan {
 // INVALID_FIELD, SHAPE_MISMATCH, UNSUPPORTED_DTYPE, NOT_IMPLEMENTED.
 absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& received);
 
-// `field` has another shape than it should.
-absl::Status ShapeError(const std::string& field, const std::string& expected, const Shape& actual);
-
 }  // namespace adapterd
 
 #endif  // ADAPTERD_SERVICE_MERGE_PLAN_H_
