@@ -4,14 +4,17 @@
 
 namespace adapterd {
 
-absl::StatusOr<std::vector<MergePart>> ResolveMerge(const MergePlan& plan,
+absl::StatusOr<std::vector<MergePart>> ResolveMerge(const AdapterRefs& refs,
+                                                    const std::vector<AdapterRefs::Use>& uses,
+                                                    const ModuleSelector& selector,
+                                                    bool skip_untargeted,
                                                     const std::vector<AdapterHandle>& handles,
                                                     std::vector<bool>& used) {
   std::vector<MergePart> parts;
-  for (const AdapterRefs::Use& use : plan.uses) {
-    const AdapterRef& ref = plan.adapters.refs()[use.ref];
-    ASSIGN_OR_RETURN(auto module, ResolveModule(handles[use.ref], ref, plan.selector, "module",
-                                                plan.skip_untargeted));
+  for (const AdapterRefs::Use& use : uses) {
+    const AdapterRef& ref = refs.refs()[use.ref];
+    ASSIGN_OR_RETURN(auto module, ResolveModule(handles[use.ref], ref, selector, "module",
+                                                skip_untargeted));
     if (!module) continue;
     used[use.ref] = true;
     parts.push_back({ref.name, &handles[use.ref], module->index, module->pair, use.weight});

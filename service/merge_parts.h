@@ -6,13 +6,16 @@
 
 #include "absl/status/statusor.h"
 #include "core/registry/module_merge.h"
-#include "service/merge_plan.h"
+#include "service/adapter_refs.h"
 
 namespace adapterd {
 
-// The parts of all adapters that target the module, which are marked `used`. Views plan and
-// handles, one for each of the plan's references.
-absl::StatusOr<std::vector<MergePart>> ResolveMerge(const MergePlan& plan,
+// The parts of all adapters that target the module, which are marked `used`. Views references and
+// handles, one for each.
+absl::StatusOr<std::vector<MergePart>> ResolveMerge(const AdapterRefs& refs,
+                                                    const std::vector<AdapterRefs::Use>& uses,
+                                                    const ModuleSelector& selector,
+                                                    bool skip_untargeted,
                                                     const std::vector<AdapterHandle>& handles,
                                                     std::vector<bool>& used);
 

@@ -3,6 +3,7 @@
 #define ADAPTERD_SERVICE_MERGE_PLAN_H_
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -25,6 +26,9 @@ struct MergePlan {
   AdapterRefs adapters;
   std::vector<AdapterRefs::Use> uses;  // at least one
 };
+
+// INVALID_FIELD for an unknown value; `field` is what errors call it.
+absl::StatusOr<WeightLayout> LayoutFromProto(v1::WeightLayout layout, const std::string& field);
 
 // INVALID_FIELD, SHAPE_MISMATCH, UNSUPPORTED_DTYPE, NOT_IMPLEMENTED.
 absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& received);

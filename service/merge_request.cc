@@ -7,19 +7,9 @@
 
 #include "core/base/status_macros.h"
 #include "core/tensor/convert.h"
+#include "service/merge_stats.h"
 
 namespace adapterd {
-namespace {
-
-void FillStats(const MergeStats& stats, v1::MergeStats& out) {
-  out.set_max_abs_delta(stats.max_abs_delta);
-  out.set_max_abs_rounding_error(stats.max_abs_rounding_error);
-  out.set_relative_rounding_error(stats.relative_rounding_error);
-  out.set_zeroed_elements(stats.zeroed_elements);
-  out.set_non_finite_elements(stats.non_finite_elements);
-}
-
-}  // namespace
 
 absl::StatusOr<DataRequest::Needs> MergeRequest::Parse() {
   RETURN_IF_ERROR(ReadRequest());
@@ -29,7 +19,8 @@ absl::StatusOr<DataRequest::Needs> MergeRequest::Parse() {
 
 absl::StatusOr<int64_t> MergeRequest::Prepare(const std::vector<AdapterHandle>& handles) {
   used_.assign(handles.size(), false);
-  ASSIGN_OR_RETURN(parts_, ResolveMerge(plan_, handles, used_));
+  ASSIGN_OR_RETURN(parts_, ResolveMerge(plan_.adapters, plan_.uses, plan_.selector,
+                                        plan_.skip_untargeted, handles, used_));
   ASSIGN_OR_RETURN(const int64_t elements, ElementCount(plan_.weight.shape()));
   matrix_.rows = 1;  // what nobody targets stays as it is, whatever its shape
   matrix_.cols = elements;

@@ -92,8 +92,8 @@ absl::StatusOr<WeightMatrix> MatrixOf(const MergePart& part, const Shape& shape,
       break;
     default: {
       const bool out_in = matrix.layout == WeightLayout::kOutIn;
-      const Shape expected = {out_in ? info.out_features : info.in_features,
-                              out_in ? info.in_features : info.out_features};
+      const Shape expected = {out_in ? part.out_features() : info.in_features,
+                              out_in ? info.in_features : part.out_features()};
       fits = shape == expected;
     }
   }
