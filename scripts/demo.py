@@ -74,10 +74,11 @@ def generate_stubs(folder):
                          "merge_service_pb2_grpc")]
 
 
-def start_server(binary):
+def start_server(binary, output_root):
     server = subprocess.Popen(
         [binary, "--grpc-address=127.0.0.1:0", "--admin-address=127.0.0.1:0",
-         f"--adapter-root={FIXTURES / 'cases'}", "--log-level=warning"],
+         f"--adapter-root={FIXTURES / 'cases'}", f"--model-root={FIXTURES / 'bases'}",
+         f"--output-root={output_root}", "--log-level=warning"],
         stdout=subprocess.PIPE, text=True)
     line = server.stdout.readline()
     match = re.fullmatch(r"adapterd ready grpc=(\S+) admin=(\S+)\n", line)
@@ -103,7 +104,8 @@ def run(binary):
     with tempfile.TemporaryDirectory() as folder:
         (tensor, adapter, control, control_stub, apply, apply_stub, merge,
          merge_stub) = generate_stubs(folder)
-    server, address, admin = start_server(binary)
+    outputs = tempfile.TemporaryDirectory()
+    server, address, admin = start_server(binary, outputs.name)
     channel = grpc.insecure_channel(address)
     adapters = control_stub.AdapterServiceStub(channel)
     projections = apply_stub.ProjectionServiceStub(channel)
@@ -149,6 +151,18 @@ def run(binary):
         say(f"  largest delta {reply.stats.max_abs_delta:.3g}, largest rounding error "
             f"{reply.stats.max_abs_rounding_error:.1e}")
 
+        step("MergeCheckpoint of the whole base model, with its progress")
+        for reply in merges.MergeCheckpoint(merge.MergeCheckpointRequest(
+                source="tiny-llama", output="merged",
+                adapters=[adapter.AdapterRef(name="demo")])):
+            say(f"  {reply.phase:<9} {reply.tensors_done:>3} of {reply.tensors_total} tensors, "
+                f"{reply.bytes_done} of {reply.bytes_total} bytes  {reply.current_tensor}")
+        merged = read_safetensors(pathlib.Path(outputs.name) / "merged" / "model.safetensors")
+        check("the same weight, in the checkpoint", merged[f"{MODULE}.weight"],
+              expected[f"{MODULE}|merged"])
+        say(f"  {reply.result.merged_tensors} tensors merged, {reply.result.copied_tensors} copied, "
+            f"digest {reply.result.digest[:16]}...; {', '.join(reply.result.files)}")
+
         step(f"Metrics at http://{admin}/metrics")
         show_metrics(admin)
 
@@ -161,6 +175,7 @@ def run(binary):
         channel.close()
         server.send_signal(signal.SIGTERM)
         code = server.wait(timeout=60)
+        outputs.cleanup()
     say(f"\nThe server stopped with exit code {code}.")
     if code != 0:
         failures.append("exit code")

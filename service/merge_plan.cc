@@ -4,6 +4,7 @@
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/registry/module_merge.h"
 #include "service/adapter_convert.h"
 
 namespace adapterd {
@@ -13,7 +14,9 @@ absl::Status Invalid(const std::string& field, const std::string& what) {
   return Error(Reason::kInvalidField, fmt::format("{}: {}", field, what)).With("field", field);
 }
 
-absl::StatusOr<WeightLayout> LayoutFromProto(v1::WeightLayout layout) {
+}  // namespace
+
+absl::StatusOr<WeightLayout> LayoutFromProto(v1::WeightLayout layout, const std::string& field) {
   switch (layout) {
     case v1::WEIGHT_LAYOUT_UNSPECIFIED:
     case v1::WEIGHT_LAYOUT_OUT_IN:
@@ -21,19 +24,8 @@ absl::StatusOr<WeightLayout> LayoutFromProto(v1::WeightLayout layout) {
     case v1::WEIGHT_LAYOUT_IN_OUT:
       return WeightLayout::kInOut;
     default:
-      return Invalid("weight_layout", fmt::format("unknown value {}", static_cast<int>(layout)));
+      return Invalid(field, fmt::format("unknown value {}", static_cast<int>(layout)));
   }
-}
-
-}  // namespace
-
-absl::Status ShapeError(const std::string& field, const std::string& expected,
-                        const Shape& actual) {
-  return Error(Reason::kShapeMismatch,
-               fmt::format("{}: expected {}, found {}", field, expected, ShapeString(actual)))
-      .With("field", field)
-      .With("expected", expected)
-      .With("actual", ShapeString(actual));
 }
 
 absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& received) {
@@ -45,7 +37,7 @@ absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& recei
   if (plan.weight.shape().empty()) {
     return ShapeError("weight", "at least one dimension", plan.weight.shape());
   }
-  ASSIGN_OR_RETURN(plan.layout, LayoutFromProto(request.weight_layout()));
+  ASSIGN_OR_RETURN(plan.layout, LayoutFromProto(request.weight_layout(), "weight_layout"));
   plan.allow_non_finite = request.allow_non_finite();
   plan.skip_untargeted = request.skip_untargeted();
   if (request.has_bias()) {

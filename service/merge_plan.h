@@ -3,6 +3,7 @@
 #define ADAPTERD_SERVICE_MERGE_PLAN_H_
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -26,11 +27,11 @@ struct MergePlan {
   std::vector<AdapterRefs::Use> uses;  // at least one
 };
 
+// INVALID_FIELD for an unknown value; `field` is what errors call it.
+absl::StatusOr<WeightLayout> LayoutFromProto(v1::WeightLayout layout, const std::string& field);
+
 // INVALID_FIELD, SHAPE_MISMATCH, UNSUPPORTED_DTYPE, NOT_IMPLEMENTED.
 absl::StatusOr<MergePlan> PlanMerge(const TensorMessage<v1::MergeRequest>& received);
-
-// `field` has another shape than it should.
-absl::Status ShapeError(const std::string& field, const std::string& expected, const Shape& actual);
 
 }  // namespace adapterd
 

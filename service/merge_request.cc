@@ -7,23 +7,9 @@
 
 #include "core/base/status_macros.h"
 #include "core/tensor/convert.h"
+#include "service/merge_stats.h"
 
 namespace adapterd {
-namespace {
-
-bool ChangesBias(const MergePart& part) {
-  return part.info().replaces_bias || part.info().has_lora_bias;
-}
-
-void FillStats(const MergeStats& stats, v1::MergeStats& out) {
-  out.set_max_abs_delta(stats.max_abs_delta);
-  out.set_max_abs_rounding_error(stats.max_abs_rounding_error);
-  out.set_relative_rounding_error(stats.relative_rounding_error);
-  out.set_zeroed_elements(stats.zeroed_elements);
-  out.set_non_finite_elements(stats.non_finite_elements);
-}
-
-}  // namespace
 
 absl::StatusOr<DataRequest::Needs> MergeRequest::Parse() {
   RETURN_IF_ERROR(ReadRequest());
@@ -33,12 +19,13 @@ absl::StatusOr<DataRequest::Needs> MergeRequest::Parse() {
 
 absl::StatusOr<int64_t> MergeRequest::Prepare(const std::vector<AdapterHandle>& handles) {
   used_.assign(handles.size(), false);
-  ASSIGN_OR_RETURN(parts_, ResolveMerge(plan_, handles, used_));
+  ASSIGN_OR_RETURN(parts_, ResolveMerge(plan_.adapters, plan_.uses, plan_.selector,
+                                        plan_.skip_untargeted, handles, used_));
   ASSIGN_OR_RETURN(const int64_t elements, ElementCount(plan_.weight.shape()));
   matrix_.rows = 1;  // what nobody targets stays as it is, whatever its shape
   matrix_.cols = elements;
   for (const MergePart& part : parts_) {
-    ASSIGN_OR_RETURN(matrix_, ReadMatrix(plan_, part));
+    ASSIGN_OR_RETURN(matrix_, MatrixOf(part, plan_.weight.shape(), plan_.layout));
   }
   return std::numeric_limits<int64_t>::max();  // a weight is never a short request
 }
@@ -48,7 +35,7 @@ absl::StatusOr<int64_t> MergeRequest::Prepare(const std::vector<AdapterHandle>& 
 absl::Status MergeRequest::MergeBias() {
   const int64_t size = parts_.empty() ? 0 : parts_[0].info().out_features;
   bool changed = false;
-  for (const MergePart& part : parts_) changed |= ChangesBias(part);
+  for (const MergePart& part : parts_) changed |= part.ChangesBias();
   if (plan_.bias && !parts_.empty() && plan_.bias->shape()[0] != size) {
     return About(ShapeError("bias", fmt::format("[{}]", size), plan_.bias->shape()), parts_[0]);
   }
@@ -59,17 +46,7 @@ absl::Status MergeRequest::MergeBias() {
   std::vector<float> sums(size, 0.0f);
   const DType dtype = plan_.bias ? plan_.bias->dtype() : plan_.weight.dtype();
   if (plan_.bias) ConvertToF32(dtype, plan_.bias->data(), sums.data(), size);
-  for (const MergePart& part : parts_) {
-    const ModuleExtras& extras = part.extras();
-    if (part.info().replaces_bias) {
-      ConvertToF32(extras.bias.dtype(), extras.bias.bytes().data(), sums.data(), size);
-    }
-    if (!part.info().has_lora_bias) continue;
-    const double factor = part.weight * part.info().scale;
-    for (int64_t i = 0; i < size; ++i) {
-      sums[i] += static_cast<float>(factor * extras.lora_bias_f32[i]);
-    }
-  }
+  adapterd::MergeBias(parts_, sums);
   TensorWriter writer(*response().message.mutable_bias(), dtype, {size},
                       plan_.bias ? plan_.bias->readable() : plan_.weight.readable(),
                       plane().buffers);
@@ -92,7 +69,9 @@ void MergeRequest::KeepBias() {
 }
 
 absl::Status MergeRequest::Compute() {
-  ASSIGN_OR_RETURN(const MergeInput input, ReadMergeInput(plan_, parts_, matrix_));
+  ASSIGN_OR_RETURN(MergeInput input,
+                   ReadMergeInput(parts_, plan_.weight.shape(), matrix_));
+  input.options.allow_non_finite = plan_.allow_non_finite;
   RETURN_IF_ERROR(MergeBias());
   const DType dtype = plan_.weight.dtype();
   const MatrixView weight = {dtype, matrix_.rows, matrix_.cols, plan_.weight.data()};

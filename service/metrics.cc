@@ -95,7 +95,7 @@ Metrics::Metrics()
                                      "Time of the compute stage of Merge, in seconds.")
                          .Add({}, kLatency)),
       merge_bytes_(CounterFamily(registry_, "adapterd_merge_bytes_total",
-                                 "Bytes of weights that Merge has answered with.")
+                                 "Bytes of weights that merges have answered with or written.")
                        .Add({})),
       inflight_bytes_(prometheus::BuildGauge()
                           .Name("adapterd_inflight_bytes")

@@ -59,6 +59,8 @@ class Metrics {
   void Apply(ApplyStage stage, absl::Duration duration);
   void ApplyRows(int64_t rows) { apply_rows_.Increment(static_cast<double>(rows)); }
   void Merge(absl::Duration duration, int64_t bytes);
+  // By a stream or in a checkpoint.
+  void MergedBytes(int64_t bytes) { merge_bytes_.Increment(static_cast<double>(bytes)); }
   void Rejected(std::string_view reason);
   prometheus::Gauge& inflight_bytes() { return inflight_bytes_; }
 

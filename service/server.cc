@@ -4,6 +4,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -17,6 +18,7 @@
 #include "core/base/status_macros.h"
 #include "core/catalog/sqlite_catalog.h"
 #include "core/catalog/watched_source.h"
+#include "core/merge/output_folder.h"
 #include "service/adapter_convert.h"
 #include "service/collectors.h"
 #include "service/folder_mode.h"
@@ -28,6 +30,8 @@ namespace {
 
 constexpr int kExportThreads = 4;   // a slow client holds one
 constexpr int kIoThreads = 4;       // enough to keep a disk busy
+// Of merges of checkpoints, so that requests come first where there are not CPUs enough for both.
+constexpr int kMergeNice = 10;
 constexpr int kControlThreads = 1;  // listings are short and never wait
 // gRPC's own limit lies above ours, so that a message somewhat too large gets our error.
 constexpr int64_t kMessageHeadroom = int64_t{64} << 20;
@@ -45,6 +49,11 @@ constexpr absl::Duration kWatchersTimeout = absl::Seconds(1);
 
 const char* const kServices[] = {"adapterd.v1.AdapterService", "adapterd.v1.ProjectionService",
                                  "adapterd.v1.MergeService"};
+
+void PrepareMergeThread() {
+  PrepareComputeThread();
+  setpriority(PRIO_PROCESS, 0, kMergeNice);  // Linux: of the calling thread alone
+}
 
 int GrpcMessageLimit(int64_t max_message_bytes) {
   const int64_t limit = 2 * max_message_bytes + kMessageHeadroom;
@@ -122,6 +131,7 @@ v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels
 struct Server::Storage {
   std::shared_ptr<const SourceRoots> adapters;
   std::shared_ptr<const SourceRoots> models;
+  std::shared_ptr<const SourceRoots> outputs;  // of merged checkpoints
   std::shared_ptr<RenewableRoots> watched;  // null without --watch-adapters
   std::unique_ptr<SqliteCatalog> catalog;   // null without --data-dir
   std::unique_ptr<ContentStore> content;    // null when there is no folder for it
@@ -137,6 +147,12 @@ absl::StatusOr<Server::Storage> Server::Storage::Open(const ServerOptions& optio
   ASSIGN_OR_RETURN(SourceRoots models, SourceRoots::Open(options.model_roots));
   storage.adapters = std::make_shared<const SourceRoots>(std::move(adapters));
   storage.models = std::make_shared<const SourceRoots>(std::move(models));
+  storage.outputs = storage.models;
+  if (!options.output_root.empty()) {
+    ASSIGN_OR_RETURN(SourceRoots outputs, SourceRoots::Open({{"", options.output_root}}));
+    storage.outputs = std::make_shared<const SourceRoots>(std::move(outputs));
+  }
+  OutputFolder::RemoveUnfinished(*storage.outputs);
   ASSIGN_OR_RETURN(storage.watched, OpenWatchedFolder(options.watch_adapters));
   if (!options.data_dir.empty()) {
     ASSIGN_OR_RETURN(storage.catalog, SqliteCatalog::Open(options.data_dir));
@@ -164,6 +180,8 @@ class Server::Parts {
         workers("compute", options.threads, PrepareComputeThread),
         control_pool("control", kControlThreads),
         export_pool("export", kExportThreads),
+        merge_helpers("merge-help", options.threads, PrepareMergeThread),
+        merge_pool("merge", kMaxCheckpointMerges, PrepareMergeThread),
         collector(storage.content.get(), registry, io_pool, logger),
         control_plane{environment, registry,
                       io_pool,     control_pool,
@@ -171,9 +189,12 @@ class Server::Parts {
                       draining,    storage.content.get(),
                       collector,   options.max_upload_bytes},
         data_plane{environment, registry, kernels, workers, admission, buffers},
+        checkpoint_plane{environment, registry, merge_pool,
+                         {*storage.models, *storage.outputs, kernels, merge_helpers,
+                          std::make_shared<Disk>(Disk::Access::kUmask)}},
         adapter_service(control_plane),
         projection_service(data_plane),
-        merge_service(data_plane) {
+        merge_service(data_plane, checkpoint_plane) {
     registry.Restore(std::move(storage.records));
   }
 
@@ -198,9 +219,12 @@ class Server::Parts {
   ThreadPool workers;
   ThreadPool control_pool;
   ThreadPool export_pool;
+  ThreadPool merge_helpers;
+  ThreadPool merge_pool;  // after its helpers: its merges end first
   ContentCollector collector;
   ControlPlane control_plane;
   DataPlane data_plane;
+  CheckpointPlane checkpoint_plane;
   AdapterService adapter_service;
   ProjectionService projection_service;
   MergeService merge_service;

@@ -178,6 +178,9 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
   flags.Repeated("model-root", "PATH or NAME=PATH",
                  "folder that base checkpoints are read from: PATH or NAME=PATH; repeatable",
                  [&o](const std::string& v) { return ParseRoot(v, o.model_roots); });
+  flags.Text("output-root",
+             "folder that merged checkpoints are written below, at PATH (default: the model roots)",
+             o.output_root);
   flags.Size("memory-budget", "bytes that adapters may hold (default 60 % of memory)",
              o.memory_budget_bytes);
   flags.Size("max-message-size", "largest request or reply (default 256MiB)", o.max_message_bytes);

@@ -23,6 +23,7 @@ struct ServerOptions {
   std::string admin_address = "127.0.0.1:9464";
   std::vector<SourceRoots::Root> adapter_roots;
   std::vector<SourceRoots::Root> model_roots;
+  std::string output_root;  // path; empty: the model roots
   int64_t memory_budget_bytes = 0;
   int64_t max_message_bytes = int64_t{256} << 20;
   int64_t max_inflight_bytes = 0;

@@ -17,7 +17,7 @@
 
 namespace adapterd {
 
-// Shared by gRPC (until OnDone) and by the one thread that writes.
+// Shared by gRPC (until OnDone) and by the threads that write.
 template <typename Response>
 class StreamCall final : public grpc::ServerWriteReactor<Response> {
  public:
@@ -36,6 +36,7 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
     absl::Status status = record_.Admit();
     if (status.ok()) status = GuardedCall([&] { return work(); });
     work = nullptr;
+    Await();
     this->Finish(record_.End(status, written_bytes_));
   }
 
@@ -43,17 +44,30 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
   // gone.
   absl::Status Write(const Response& response) ABSL_LOCKS_EXCLUDED(mutex_) {
     if (absl::Status status = record_.cancellation().Check(); !status.ok()) return status;
+    Await();
     {
       absl::MutexLock lock(&mutex_);
       writing_ = true;
     }
     written_bytes_ += static_cast<int64_t>(response.ByteSizeLong());
     this->StartWrite(&response);
-    absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(
-        +[](bool* writing) { return !*writing; }, &writing_));
-    return ok_ ? absl::OkStatus() : absl::CancelledError("the caller went away");
+    return Await() ? absl::OkStatus() : absl::CancelledError("the caller went away");
   }
+
+  // Sends a message unless the transport still has the one before. On any thread, one at a time, and
+  // not beside Write.
+  void Offer(const Response& response) ABSL_LOCKS_EXCLUDED(mutex_) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (writing_ || !ok_) return;
+      writing_ = true;
+    }
+    offered_ = response;
+    written_bytes_ += static_cast<int64_t>(response.ByteSizeLong());
+    this->StartWrite(&offered_);
+  }
+
+  const Cancellation& cancellation() const { return record_.cancellation(); }
 
   void WhenCancelled(absl::AnyInvocable<void()> callback) {
     record_.WhenCancelled(std::move(callback));
@@ -63,6 +77,14 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
   StreamCall(RpcEnvironment& environment, RpcMetrics& metrics, Plane plane,
              grpc::CallbackServerContext* context, int64_t request_bytes)
       : record_(environment, metrics, plane, context, request_bytes) {}
+
+  // Until the transport has taken all; false when the client is gone.
+  bool Await() ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](bool* writing) { return !*writing; }, &writing_));
+    return ok_;
+  }
 
   void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
@@ -78,6 +100,7 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
 
   CallRecord record_;
   int64_t written_bytes_ = 0;  // of the writing thread
+  Response offered_;           // constant while writing_
   std::shared_ptr<StreamCall> self_;
 
   absl::Mutex mutex_;

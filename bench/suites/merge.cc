@@ -1,11 +1,11 @@
-// MergeWeight in process: the compute stage of a merge.
+// MergeWeight in process, the compute stage of a merge; then whole checkpoints.
 #include "core/compute/merge.h"
 
 #include <fmt/format.h>
 
 #include "bench/copy.h"
 #include "bench/data.h"
-#include "bench/suite.h"
+#include "bench/suites/merge.h"
 #include "bench/verify.h"
 #include "core/base/status_macros.h"
 
@@ -47,7 +47,7 @@ absl::Status RunMergeSuite(SuiteContext& context) {
   const int threads = CopyThreads(pool, AsMatrix(weight).bytes());
   context.report.Add({"merge", "MergeWeight", fmt::format("{0}x{0} r={1}", kFeatures, kRank),
                       "bf16", fmt::format("memcpy of W, {} threads", threads), comparison, kBars});
-  return absl::OkStatus();
+  return RunCheckpointMerges(context);
 }
 
 }  // namespace adapterd::bench

@@ -1,9 +1,11 @@
 #include "core/adapter/base_model.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "core/base/error.h"
 #include "core/base/quote.h"
+#include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 
 namespace adapterd {
@@ -30,6 +32,20 @@ absl::StatusOr<SourceFolder> OpenFolder(const SourceRoots& roots, const std::str
       .With("file", Printable(source));
 }
 
+// A name may hold any character: its length says where it ends.
+std::string Fingerprint(const std::optional<std::string>& config, const Checkpoint& checkpoint) {
+  Sha256 of_config;
+  of_config.Update(config.value_or(""));
+  Sha256 digest;
+  digest.Update(fmt::format("adapterd-base-v1\n{}\n", config ? of_config.FinishHex() : "none"));
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    digest.Update(fmt::format("{}\t{}\t{}\t{}\n", tensor.name.size(), tensor.name,
+                              DTypeName(tensor.dtype),
+                              fmt::join(tensor.shape.begin(), tensor.shape.end(), "x")));
+  }
+  return digest.FinishHex();
+}
+
 }  // namespace
 
 std::unique_ptr<const BaseModel> BaseModel::Open(const SourceRoots& roots,
@@ -43,19 +59,23 @@ std::unique_ptr<const BaseModel> BaseModel::Open(const SourceRoots& roots,
   auto checkpoint = Checkpoint::Open(*folder);
   if (!checkpoint.ok()) return fail(checkpoint.status());
   std::optional<InputFile> config;
+  std::optional<std::string> config_text;
   BaseGeometry geometry;
   if (folder->Has(kBaseConfigFileName)) {
     auto file = folder->OpenFile(kBaseConfigFileName);
     if (!file.ok()) return fail(file.status());
-    const auto text = ReadSmallFile(*file, kMaxBaseConfigBytes);
+    auto text = ReadSmallFile(*file, kMaxBaseConfigBytes);
     if (!text.ok()) return fail(text.status());
-    auto parsed = ParseBaseGeometry(*text, Printable(file->name()), problems);
+    config_text = *std::move(text);
+    auto parsed = ParseBaseGeometry(*config_text, Printable(file->name()), problems);
     if (!parsed) return nullptr;
     geometry = *std::move(parsed);
     config = *std::move(file);
   }
-  return std::unique_ptr<const BaseModel>(
-      new BaseModel(source, *std::move(checkpoint), std::move(config), std::move(geometry)));
+  std::string fingerprint = Fingerprint(config_text, *checkpoint);
+  return std::unique_ptr<const BaseModel>(new BaseModel(source, *std::move(checkpoint),
+                                                        std::move(config), std::move(geometry),
+                                                        std::move(fingerprint)));
 }
 
 std::vector<std::pair<std::string, FileIdentity>> BaseModel::identity() const {

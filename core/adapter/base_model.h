@@ -29,6 +29,9 @@ class BaseModel {
   const std::string& source() const { return source_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
   const BaseGeometry& geometry() const { return geometry_; }
+  // SHA-256, 64 hex digits, over config.json's bytes and over name, dtype and shape of every tensor:
+  // the same however the tensors are spread over files, and whatever their numbers are.
+  const std::string& fingerprint() const { return fingerprint_; }
 
   // Names and states of all files in use, in a fixed order.
   std::vector<std::pair<std::string, FileIdentity>> identity() const;
@@ -37,16 +40,18 @@ class BaseModel {
 
  private:
   BaseModel(std::string source, Checkpoint checkpoint, std::optional<InputFile> config,
-            BaseGeometry geometry)
+            BaseGeometry geometry, std::string fingerprint)
       : source_(std::move(source)),
         checkpoint_(std::move(checkpoint)),
         config_(std::move(config)),
-        geometry_(std::move(geometry)) {}
+        geometry_(std::move(geometry)),
+        fingerprint_(std::move(fingerprint)) {}
 
   const std::string source_;
   const Checkpoint checkpoint_;
   const std::optional<InputFile> config_;
   const BaseGeometry geometry_;
+  const std::string fingerprint_;
 };
 
 }  // namespace adapterd

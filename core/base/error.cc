@@ -36,6 +36,7 @@ constexpr std::array kReasons = {
     ReasonEntry{Reason::kAdapterNotFound, "ADAPTER_NOT_FOUND", Code::kNotFound},
     ReasonEntry{Reason::kModuleNotTargeted, "MODULE_NOT_TARGETED", Code::kNotFound},
     ReasonEntry{Reason::kAdapterExists, "ADAPTER_EXISTS", Code::kAlreadyExists},
+    ReasonEntry{Reason::kOutputExists, "OUTPUT_EXISTS", Code::kAlreadyExists},
     ReasonEntry{Reason::kAdapterFailed, "ADAPTER_FAILED", Code::kFailedPrecondition},
     ReasonEntry{Reason::kAdapterDisabled, "ADAPTER_DISABLED", Code::kFailedPrecondition},
     ReasonEntry{Reason::kAdapterPinned, "ADAPTER_PINNED", Code::kFailedPrecondition},

@@ -32,6 +32,7 @@ enum class Reason {
   kAdapterNotFound,
   kModuleNotTargeted,
   kAdapterExists,
+  kOutputExists,
   kAdapterFailed,
   kAdapterDisabled,
   kAdapterPinned,

@@ -18,7 +18,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "core/catalog/disk.h"
+#include "core/formats/disk.h"
 #include "core/formats/scoped_fd.h"
 #include "core/formats/source_roots.h"
 

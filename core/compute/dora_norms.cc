@@ -73,11 +73,14 @@ class DoraNorms::Impl {
     return absl::OkStatus();
   }
 
-  std::vector<double> Finish() const {
-    std::vector<double> norms(sums_.size());
-    std::ranges::transform(sums_, norms.begin(), [](double sum) { return std::sqrt(sum); });
+  std::vector<double> Finish(int64_t first, int64_t count) const {
+    std::vector<double> norms(count);
+    std::transform(sums_.begin() + first, sums_.begin() + first + count, norms.begin(),
+                   [](double sum) { return std::sqrt(sum); });
     return norms;
   }
+
+  int64_t outputs() const { return static_cast<int64_t>(sums_.size()); }
 
  private:
   // Of these rows: a sum for each, or one for each column.
@@ -134,7 +137,11 @@ absl::Status DoraNorms::Add(ThreadPool& pool, int64_t first_row, const MatrixVie
   return impl_->Add(pool, first_row, weight, cancellation);
 }
 
-std::vector<double> DoraNorms::Finish() const { return impl_->Finish(); }
+std::vector<double> DoraNorms::Finish() const { return Finish(0, impl_->outputs()); }
+
+std::vector<double> DoraNorms::Finish(int64_t first, int64_t count) const {
+  return impl_->Finish(first, count);
+}
 
 std::vector<float> DoraGains(std::span<const float> magnitude, std::span<const double> norms) {
   std::vector<float> gains(magnitude.size());

@@ -39,6 +39,8 @@ class DoraNorms {
 
   // [out_features], once all rows have been added.
   std::vector<double> Finish() const;
+  // Of outputs [first, first + count), once all rows that lead to them have been added.
+  std::vector<double> Finish(int64_t first, int64_t count) const;
 
  private:
   class Impl;

@@ -39,6 +39,7 @@ class InputFile {
   InputFile& operator=(InputFile&& other) noexcept;
 
   const std::string& name() const { return name_; }
+  int descriptor() const { return fd_; }  // for the system to copy from; stays this object's
   int64_t size() const { return identity_.size; }
   const FileIdentity& identity() const { return identity_; }  // as it was when opened
 

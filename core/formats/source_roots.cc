@@ -159,6 +159,12 @@ absl::StatusOr<bool> SourceRoots::IsFile(std::string_view source) const {
   return S_ISREG(mode);
 }
 
+std::vector<std::shared_ptr<const int>> SourceRoots::folders() const {
+  std::vector<std::shared_ptr<const int>> folders;
+  for (const OpenRoot& root : roots_) folders.push_back(root.fd);
+  return folders;
+}
+
 std::vector<std::string> SourceRoots::names() const {
   std::vector<std::string> names;
   for (const OpenRoot& root : roots_) names.push_back(root.name);

@@ -71,18 +71,23 @@ class SourceRoots {
 
   std::vector<std::string> names() const;
 
+  // What `source` means, not looked up yet.
+  struct Located {
+    std::shared_ptr<const int> root;  // an open folder
+    std::string path;                 // normalized
+  };
+  // INVALID_FIELD and PATH_OUTSIDE_ROOT as OpenFolder.
+  absl::StatusOr<Located> Locate(std::string_view source) const;
+  // The roots themselves, as open folders.
+  std::vector<std::shared_ptr<const int>> folders() const;
+
  private:
   struct OpenRoot {
     std::string name;
     std::shared_ptr<const int> fd;
   };
-  struct Located {
-    std::shared_ptr<const int> root;
-    std::string path;  // normalized, not looked up yet
-  };
   explicit SourceRoots(std::vector<OpenRoot> roots) : roots_(std::move(roots)) {}
 
-  absl::StatusOr<Located> Locate(std::string_view source) const;
   const OpenRoot* Find(std::string_view name) const;
 
   std::vector<OpenRoot> roots_;

@@ -213,6 +213,16 @@ class Client:
     def merge(self, request):
         return self.merges.Merge(request, timeout=PATIENCE)
 
+    def merge_checkpoint(self, source, output, adapters, timeout=4 * PATIENCE, **fields):
+        """The stream of messages. `adapters`: names, or AdapterRefs."""
+        refs = [adapter_pb2.AdapterRef(name=a) if isinstance(a, str) else a for a in adapters]
+        return self.merges.MergeCheckpoint(merge_service_pb2.MergeCheckpointRequest(
+            source=source, output=output, adapters=refs, **fields), timeout=timeout)
+
+    def merged_checkpoint(self, *arguments, **fields):
+        """The last message's result."""
+        return list(self.merge_checkpoint(*arguments, **fields))[-1].result
+
 
 def apply_request(name, path, x, base=None, **fields):
     """ApplyProjection of one adapter's module by its path; x and base are Tensor messages."""

@@ -75,7 +75,7 @@ class TestServer {
                     admission_,   buffers_,  options.short_flops},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
-        merge_service_(data_plane_) {
+        merge_service_(data_plane_, checkpoint_plane_) {
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(-1);
     builder.SetMaxSendMessageSize(-1);
@@ -261,9 +261,17 @@ class TestServer {
   ThreadPool workers_;
   ThreadPool control_pool_;
   ThreadPool export_pool_;
+  ThreadPool merge_helpers_{"merge-help", 2, PrepareComputeThread};
+  ThreadPool merge_pool_{"merge", kMaxCheckpointMerges, PrepareComputeThread};
   ContentCollector collector_;
   ControlPlane control_plane_;
   DataPlane data_plane_;
+  const SourceRoots merge_roots_ = SourceRoots::Open({{"", dir_.path().string()}}).value();
+  CheckpointPlane checkpoint_plane_{
+      environment_,
+      registry_,
+      merge_pool_,
+      {merge_roots_, merge_roots_, kernels_, merge_helpers_, std::make_shared<Disk>()}};
   AdapterService adapter_service_;
   ProjectionService projection_service_;
   MergeService merge_service_;

@@ -46,6 +46,34 @@ class MergeKindsTest : public ::testing::Test {
     EXPECT_EQ(stats.non_finite_elements, 0);
   }
 
+  // Given in blocks of rows, none of them all rows unless there is one alone.
+  static void ExpectRightInBlocks(const TestMatrix& weight, const ExpectedOutput& expected,
+                                  const TestTerms& pairs, const MergeOptions& options,
+                                  DType merged_type) {
+    const MatrixView whole = weight.view();
+    ThreadPool pool("compute", 2, PrepareComputeThread);
+    const std::vector<MergeTerm> terms = MergeTerms(pairs);
+    TestMatrix merged(merged_type, whole.rows, whole.cols);
+    ASSERT_OK_AND_ASSIGN(
+        WeightMerge merge,
+        WeightMerge::Create(SharedKernels(), terms, options, whole.rows, whole.cols));
+    EXPECT_EQ(merge.NeedsNorms(),
+              options.magnitude != nullptr && options.layout == WeightLayout::kInOut);
+    const int64_t block = std::max<int64_t>(1, whole.rows / 3);
+    for (int64_t row = 0; merge.NeedsNorms() && row < whole.rows; row += block) {
+      const MatrixView rows = whole.Rows(row, std::min(block, whole.rows - row));
+      ASSERT_THAT(merge.AddNorms(pool, row, rows, Cancellation()), IsOk());
+    }
+    for (int64_t row = 0; row < whole.rows; row += block) {
+      const int64_t count = std::min(block, whole.rows - row);
+      ASSERT_THAT(merge.Merge(pool, row, whole.Rows(row, count),
+                              merged.mutable_view().Rows(row, count), Cancellation()),
+                  IsOk());
+    }
+    ExpectNear(merged, expected);
+    ExpectStats(weight, expected, merged, Summarise(merge.sums()));
+  }
+
   // `base` is what the terms are added to.
   void ExpectRight(const TestMatrix& weight, const TestMatrix& base, const TestTerms& pairs,
                    const MergeOptions& options, DType merged_type) {
@@ -59,6 +87,7 @@ class MergeKindsTest : public ::testing::Test {
     ASSERT_OK_AND_ASSIGN(const MergeStats stats, Merge(weight, pairs, options, merged));
     ExpectNear(merged, expected);
     ExpectStats(weight, expected, merged, stats);
+    ExpectRightInBlocks(weight, expected, pairs, options, merged_type);
     if (merged_type != weight.dtype()) return;
     TestMatrix in_place = weight;
     ASSERT_THAT(Merge(in_place, pairs, options, in_place), IsOk());
