@@ -18,7 +18,13 @@ namespace {
 template <typename Spec>
 absl::StatusOr<LoadRequest> ReadLoadRequest(const Spec& spec, const std::string& prefix) {
   RETURN_IF_ERROR(CheckAdapterName(spec.name(), prefix + "name"));
-  if (!spec.hosted_base().empty()) return NotImplemented(prefix + "hosted_base");
+  if (!spec.hosted_base().empty()) {
+    RETURN_IF_ERROR(CheckAdapterName(spec.hosted_base(), prefix + "hosted_base"));
+    if (!spec.base_checkpoint().empty()) {
+      return FieldError(prefix + "hosted_base", "nothing beside base_checkpoint",
+                        spec.hosted_base());
+    }
+  }
   if (spec.has_head_counts()) return NotImplemented(prefix + "head_counts");
   if (!spec.expected_digest().empty()) {
     RETURN_IF_ERROR(CheckDigest(spec.expected_digest(), prefix + "expected_digest"));
@@ -27,6 +33,7 @@ absl::StatusOr<LoadRequest> ReadLoadRequest(const Spec& spec, const std::string&
   load.name = spec.name();
   load.source.base_model = spec.base_model();
   load.source.base_checkpoint = spec.base_checkpoint();
+  load.source.hosted_base = spec.hosted_base();
   load.expected_digest = spec.expected_digest();
   load.pinned = spec.pinned();
   ASSIGN_OR_RETURN(load.labels, LabelsFromProto(spec.labels(), prefix + "labels"));

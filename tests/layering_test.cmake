@@ -3,7 +3,7 @@
 cmake_minimum_required(VERSION 3.25)
 
 # What a room may include besides itself. A room that is missing here is an error, too.
-set(CORE_ROOMS base tensor formats adapter compute registry merge catalog)
+set(CORE_ROOMS base tensor formats adapter compute registry base_model merge catalog)
 set(MAY_INCLUDE_core/base "")
 set(MAY_INCLUDE_core/tensor core/base)
 set(MAY_INCLUDE_core/formats core/base core/tensor)
@@ -11,6 +11,7 @@ set(MAY_INCLUDE_core/adapter core/base core/tensor core/formats)
 set(MAY_INCLUDE_core/compute core/base core/tensor)
 set(MAY_INCLUDE_core/registry core/base core/tensor core/formats core/adapter core/compute)
 set(MAY_INCLUDE_core/merge ${MAY_INCLUDE_core/registry} core/registry)
+set(MAY_INCLUDE_core/base_model ${MAY_INCLUDE_core/registry} core/registry)
 set(MAY_INCLUDE_core/catalog ${MAY_INCLUDE_core/registry} core/registry)
 list(TRANSFORM CORE_ROOMS PREPEND core/ OUTPUT_VARIABLE EVERY_CORE_ROOM)
 set(MAY_INCLUDE_service ${EVERY_CORE_ROOM})

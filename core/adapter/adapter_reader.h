@@ -10,8 +10,8 @@
 
 #include "absl/status/statusor.h"
 #include "core/adapter/adapter.h"
-#include "core/adapter/base_model.h"
 #include "core/adapter/base_model_binding.h"
+#include "core/adapter/base_tensors.h"
 #include "core/adapter/problems.h"
 #include "core/base/cancellation.h"
 #include "core/base/thread_pool.h"
@@ -28,6 +28,10 @@ struct SourceSpec {
   std::string stored = {};
   // True: `source` is below the folder of --watch-adapters instead, which no client can name.
   bool watched = false;
+  std::string hosted_base = {};  // name of a base model in memory; empty: none
+
+  // Whether it is held against a base model's tensors.
+  bool has_base() const { return !base_checkpoint.empty() || !hosted_base.empty(); }
 
   bool operator==(const SourceSpec&) const = default;
 };
@@ -49,9 +53,9 @@ class ModuleSink {
   virtual absl::Status Take(size_t module, ModuleTensors& tensors) = 0;
 };
 
-// A base checkpoint, and where in it the adapter's modules lie.
+// A base model, and where in it the adapter's modules lie.
 struct BoundBase {
-  std::unique_ptr<const BaseModel> model;
+  std::shared_ptr<const BaseTensors> model;
   std::vector<BaseBinding> bindings;  // one a module
 };
 
@@ -65,7 +69,7 @@ class AdapterReader {
   // Shared, because listings outlive the weights.
   virtual const std::shared_ptr<const AdapterManifest>& manifest() const = 0;
   virtual const SourceIdentity& identity() const = 0;
-  // The checkpoint that the adapter was checked against; null without one.
+  // The base model that the adapter was checked against; null without one.
   virtual const BoundBase* base() const = 0;
 
   // Reads the weights once, on the calling thread and idle ones of `pool`, and gives the revision.
@@ -87,11 +91,12 @@ class AdapterReader {
 using AdapterOpener =
     std::function<std::unique_ptr<AdapterReader>(const SourceSpec& spec, ProblemList& problems)>;
 
-// The opener over real files; `stored` holds what was uploaded, by its key, and may be null. Copies
-// share the roots; any thread.
+// The opener over real files; `stored` holds what was uploaded, by its key, and may be null, and so
+// may `hosted`. Copies share the roots; any thread.
 AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
                             std::shared_ptr<const SourceRoots> models,
-                            std::shared_ptr<const SourceRoots> stored = nullptr);
+                            std::shared_ptr<const SourceRoots> stored = nullptr,
+                            HostedBaseFinder hosted = nullptr);
 
 }  // namespace adapterd
 

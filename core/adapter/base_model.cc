@@ -78,6 +78,8 @@ std::unique_ptr<const BaseModel> BaseModel::Open(const SourceRoots& roots,
                                                         std::move(fingerprint)));
 }
 
+std::string_view BaseModel::field() const { return kField; }
+
 std::vector<std::pair<std::string, FileIdentity>> BaseModel::identity() const {
   auto states = checkpoint_.identity();
   if (config_) states.emplace_back(config_->name(), config_->identity());

@@ -8,16 +8,15 @@
 #include <utility>
 #include <vector>
 
-#include "core/adapter/base_model_geometry.h"
+#include "core/adapter/base_tensors.h"
 #include "core/adapter/problems.h"
-#include "core/formats/checkpoint.h"
 #include "core/formats/source_roots.h"
 
 namespace adapterd {
 
 // Open for as long as an adapter is checked or loaded against it: headers and config are read,
 // weights stay on the disk. Owns its files. Immutable; any thread.
-class BaseModel {
+class BaseModel final : public BaseTensors {
  public:
   // Opens the folder `source` below a root; config.json may be missing. Adds problems with the
   // field base_checkpoint; nullptr when there is an error among them: those of
@@ -26,17 +25,25 @@ class BaseModel {
   static std::unique_ptr<const BaseModel> Open(const SourceRoots& roots, const std::string& source,
                                                ProblemList& problems);
 
-  const std::string& source() const { return source_; }
+  const std::string& source() const override { return source_; }
+  std::string_view field() const override;
   const Checkpoint& checkpoint() const { return checkpoint_; }
-  const BaseGeometry& geometry() const { return geometry_; }
+  const BaseGeometry& geometry() const override { return geometry_; }
   // SHA-256, 64 hex digits, over config.json's bytes and over name, dtype and shape of every tensor:
   // the same however the tensors are spread over files, and whatever their numbers are.
   const std::string& fingerprint() const { return fingerprint_; }
 
-  // Names and states of all files in use, in a fixed order.
-  std::vector<std::pair<std::string, FileIdentity>> identity() const;
-  // SOURCE_CHANGED when any of them moved on since it was opened.
-  absl::Status CheckUnchanged() const;
+  const std::vector<CheckpointTensor>& tensors() const override { return checkpoint_.tensors(); }
+  std::string FileOf(const CheckpointTensor& tensor) const override {
+    return checkpoint_.files()[tensor.file].name();
+  }
+  absl::Status ReadRows(const CheckpointTensor& tensor, int64_t row_elements, int64_t first_row,
+                        std::span<std::byte> out) const override {
+    return checkpoint_.ReadRows(tensor, row_elements, first_row, out);
+  }
+  // Of all files in use.
+  std::vector<std::pair<std::string, FileIdentity>> identity() const override;
+  absl::Status CheckUnchanged() const override;
 
  private:
   BaseModel(std::string source, Checkpoint checkpoint, std::optional<InputFile> config,

@@ -54,8 +54,8 @@ class Named {
 
 class Binder {
  public:
-  Binder(const BaseModel& base, const BindOptions& options, ProblemList& problems)
-      : base_(base), options_(options), problems_(problems), names_(base.checkpoint()) {}
+  Binder(const BaseTensors& base, const BindOptions& options, ProblemList& problems)
+      : base_(base), options_(options), problems_(problems), names_(base.tensors()) {}
 
   void CheckReplication();
   BaseBinding Bind(const ModuleInfo& module);
@@ -78,7 +78,7 @@ class Binder {
                        std::string expected);
   void Warn(const Named& named, std::string_view message);
 
-  const BaseModel& base_;
+  const BaseTensors& base_;
   const BindOptions& options_;
   ProblemList& problems_;
   const BaseNames names_;
@@ -97,7 +97,7 @@ void Binder::Mismatch(const ModuleInfo& module, const CheckpointTensor* tensor,
   problem.module = Printable(module.path);
   if (tensor != nullptr) {
     problem.tensor = Printable(tensor->name);
-    problem.file = Printable(base_.checkpoint().files()[tensor->file].name());
+    problem.file = Printable(base_.FileOf(*tensor));
   }
   problem.expected = std::move(expected);
   problem.actual = std::move(actual);
@@ -146,6 +146,7 @@ BaseBinding Binder::Bind(const ModuleInfo& module) {
   const bool only_bias = module.kind == ModuleKind::kReplacement && module.weight_shape.empty();
   const Matches matches = only_bias ? names_.Find(*path, kBias) : FindWeight(module, *path);
   if (matches.size() != 1) {
+    binding.ambiguous = !matches.empty();
     (matches.empty() ? missing_ : ambiguous_).Add(module.path);
     return binding;
   }
@@ -158,7 +159,7 @@ BaseBinding Binder::Bind(const ModuleInfo& module) {
   if (module.kind == ModuleKind::kEmbedding) {
     BindScale(module, binding);
   } else if (module.kind != ModuleKind::kExperts && binding.weight) {
-    BindBias(module, base_.checkpoint().Find(BiasName(*path, matches[0]->name)), binding);
+    BindBias(module, base_.Find(BiasName(*path, matches[0]->name)), binding);
   }
   return binding;
 }
@@ -238,7 +239,7 @@ void Binder::BindScale(const ModuleInfo& module, BaseBinding& binding) {
   Problem problem;
   problem.reason = Reason::kUnsupportedAdapter;
   problem.module = Printable(module.path);
-  problem.field = "base_checkpoint";
+  problem.field = std::string(base_.field());
   problem.message = fmt::format(
       "module {}: models of type {} may scale their embeddings, by a factor that is not known here",
       Quoted(module.path), Quoted(base_.geometry().text_model_type));
@@ -263,10 +264,10 @@ void Binder::AddWarnings() {
 }
 
 void Binder::AddNothingFound(const ModuleInfo& first, size_t count) {
-  const auto& tensors = base_.checkpoint().tensors();
+  const auto& tensors = base_.tensors();
   Problem problem;
   problem.reason = Reason::kBaseModelMismatch;
-  problem.field = "base_checkpoint";
+  problem.field = std::string(base_.field());
   problem.module = Printable(first.path);
   problem.message = fmt::format(
       "none of the adapter's {} modules can be told in the base model {}: {} tensors like {}, but "
@@ -278,7 +279,7 @@ void Binder::AddNothingFound(const ModuleInfo& first, size_t count) {
 
 }  // namespace
 
-std::vector<BaseBinding> BindToBase(const std::vector<ModuleInfo>& modules, const BaseModel& base,
+std::vector<BaseBinding> BindToBase(const std::vector<ModuleInfo>& modules, const BaseTensors& base,
                                     const BindOptions& options, ProblemList& problems) {
   Binder binder(base, options, problems);
   binder.CheckReplication();

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "core/adapter/adapter.h"
-#include "core/adapter/base_model.h"
 #include "core/adapter/base_model_names.h"
 #include "core/adapter/base_model_shapes.h"
+#include "core/adapter/base_tensors.h"
 #include "core/adapter/problems.h"
 #include "core/tensor/dtype.h"
 #include "core/tensor/shape.h"
@@ -28,6 +28,7 @@ struct BaseBinding {
   std::optional<BaseWeight> weight;  // nullopt: not found, or only a bias is replaced
   std::optional<BaseWeight> bias;    // [out_features]; nullopt: the module has none
   double embedding_scale = 1;        // kEmbedding: see EmbeddingScale
+  bool ambiguous = false;            // not found because more than one tensor may be meant
 };
 
 // What the adapter's config says about its base.
@@ -44,7 +45,7 @@ struct BindOptions {
 // stack of layers that the base does not have. UNSUPPORTED_ADAPTER: an embedding whose scale is not
 // known. Warnings, each about all modules of its kind: not found, ambiguous, more rows than the
 // base's vocabulary, an embedding's scale taken for 1 without a config.json.
-std::vector<BaseBinding> BindToBase(const std::vector<ModuleInfo>& modules, const BaseModel& base,
+std::vector<BaseBinding> BindToBase(const std::vector<ModuleInfo>& modules, const BaseTensors& base,
                                     const BindOptions& options, ProblemList& problems);
 
 }  // namespace adapterd

@@ -44,9 +44,9 @@ std::optional<int64_t> OriginalLayer(int64_t layer, std::span<const LayerRange> 
 
 // The weights of modules whose last component is `target`.
 std::vector<const CheckpointTensor*> WeightsCalled(std::string_view target,
-                                                   const Checkpoint& checkpoint) {
+                                                   const std::vector<CheckpointTensor>& tensors) {
   std::vector<const CheckpointTensor*> found;
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+  for (const CheckpointTensor& tensor : tensors) {
     std::string_view name = tensor.name;
     if (found.size() == BaseNames::kMaxMatches) break;
     if (!name.ends_with(kWeight)) continue;
@@ -80,21 +80,21 @@ bool IsVocabularyModule(std::string_view path) {
          std::find(std::begin(kEmbeddings), std::end(kEmbeddings), target) != std::end(kEmbeddings);
 }
 
-BaseNames::BaseNames(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {
-  tails_.reserve(checkpoint.tensors().size());
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+BaseNames::BaseNames(const std::vector<CheckpointTensor>& tensors) : tensors_(tensors) {
+  tails_.reserve(tensors.size());
+  for (const CheckpointTensor& tensor : tensors) {
     tails_.emplace_back(TailOf(tensor.name), &tensor);
   }
   std::sort(tails_.begin(), tails_.end());
   for (const std::string_view embedding : kEmbeddings) {
-    if (embeddings_.empty()) embeddings_ = WeightsCalled(embedding, checkpoint);
+    if (embeddings_.empty()) embeddings_ = WeightsCalled(embedding, tensors);
   }
 }
 
 std::vector<const CheckpointTensor*> BaseNames::Find(std::string_view path,
                                                      std::string_view suffix) const {
   const std::string name = fmt::format("{}{}", path, suffix);
-  if (const CheckpointTensor* exact = checkpoint_.Find(name)) return {exact};
+  if (const CheckpointTensor* exact = FindTensor(tensors_, name)) return {exact};
   std::vector<const CheckpointTensor*> found;
   const auto add = [&](const CheckpointTensor* tensor) {
     if (tensor != nullptr && std::find(found.begin(), found.end(), tensor) == found.end()) {
@@ -102,7 +102,7 @@ std::vector<const CheckpointTensor*> BaseNames::Find(std::string_view path,
     }
   };
   // A path of one component has no prefix that could be left out.
-  if (!TailOf(path).empty()) add(checkpoint_.Find(TailOf(name)));
+  if (!TailOf(path).empty()) add(FindTensor(tensors_, TailOf(name)));
   const auto less = [](const auto& entry, std::string_view tail) { return entry.first < tail; };
   const std::string_view wanted = name;
   for (auto it = std::lower_bound(tails_.begin(), tails_.end(), wanted, less);
@@ -112,7 +112,7 @@ std::vector<const CheckpointTensor*> BaseNames::Find(std::string_view path,
   for (const auto& [one, other] : kMoved) {
     for (const auto& [from, to] : {std::pair(one, other), std::pair(other, one)}) {
       if (!name.starts_with(from)) continue;
-      add(checkpoint_.Find(fmt::format("{}{}", to, name.substr(from.size()))));
+      add(FindTensor(tensors_, fmt::format("{}{}", to, name.substr(from.size()))));
     }
   }
   return found;

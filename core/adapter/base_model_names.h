@@ -29,11 +29,12 @@ std::optional<std::string> OriginalLayerPath(std::string_view path,
 // True for the last components by which models call their embedding or their output head.
 bool IsVocabularyModule(std::string_view path);
 
-// An index over the names of one checkpoint, which must outlive it. Immutable; any thread. Making
+// An index over the names of one base model's tensors, which must outlive it. Immutable; any thread. Making
 // it costs a sort of the names, a search a few binary searches.
 class BaseNames {
  public:
-  explicit BaseNames(const Checkpoint& checkpoint);
+  explicit BaseNames(const Checkpoint& checkpoint) : BaseNames(checkpoint.tensors()) {}
+  explicit BaseNames(const std::vector<CheckpointTensor>& tensors);  // sorted by name
 
   // The tensors that `path` + `suffix` may mean: that very name; else the name without its first
   // component, with another one before it, and with the language model of a multimodal model at
@@ -48,7 +49,7 @@ class BaseNames {
   static constexpr size_t kMaxMatches = 4;
 
  private:
-  const Checkpoint& checkpoint_;
+  const std::vector<CheckpointTensor>& tensors_;
   // Names without their first component, sorted.
   std::vector<std::pair<std::string_view, const CheckpointTensor*>> tails_;
   std::vector<const CheckpointTensor*> embeddings_;

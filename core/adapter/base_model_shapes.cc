@@ -22,9 +22,7 @@ bool IsShape(std::span<const int64_t> shape, std::initializer_list<int64_t> dims
 
 bool IsConv1d(const ModuleInfo& module, const BaseGeometry& geometry, bool fan_in_fan_out) {
   // One switch for all layers of an adapter; what is known of the architecture is finer.
-  if (!IsConv1dArchitecture(geometry)) return fan_in_fan_out;
-  return std::find(std::begin(kConv1dTargets), std::end(kConv1dTargets), TargetOf(module.path)) !=
-         std::end(kConv1dTargets);
+  return IsConv1dArchitecture(geometry) ? IsConv1dModule(module.path, geometry) : fan_in_fan_out;
 }
 
 bool MayBeTransposed(const ModuleInfo& module, const BaseGeometry& geometry, bool fan_in_fan_out) {
@@ -86,6 +84,12 @@ std::optional<BaseLayout> LayoutOfWeight(const ModuleInfo& module, std::span<con
       break;
   }
   return std::nullopt;
+}
+
+bool IsConv1dModule(std::string_view path, const BaseGeometry& geometry) {
+  return IsConv1dArchitecture(geometry) &&
+         std::find(std::begin(kConv1dTargets), std::end(kConv1dTargets), TargetOf(path)) !=
+             std::end(kConv1dTargets);
 }
 
 std::string ExpectedShape(const ModuleInfo& module, const BaseGeometry& geometry,

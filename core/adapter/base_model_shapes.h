@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "core/adapter/adapter.h"
 #include "core/adapter/base_model_geometry.h"
@@ -28,6 +29,9 @@ enum class BaseLayout {
 // REQUIRES: not kReplacement.
 std::optional<BaseLayout> LayoutOfWeight(const ModuleInfo& module, std::span<const int64_t> shape,
                                          const BaseGeometry& geometry, bool fan_in_fan_out);
+
+// True when the linear layer at `path` is one of transformers' Conv1D, whose weights are kInOut.
+bool IsConv1dModule(std::string_view path, const BaseGeometry& geometry);
 
 // The shapes that LayoutOfWeight takes, for messages: "[64, 192] or [192, 64]".
 std::string ExpectedShape(const ModuleInfo& module, const BaseGeometry& geometry,

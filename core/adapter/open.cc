@@ -52,7 +52,7 @@ void CheckBaseModel(const SourceSpec& spec, PeftConfig& config, ProblemList& pro
 }
 
 // What the plan asks of the base; `names` and `model` outlive it.
-BaseFacts FactsOf(const BaseNames& names, const BaseModel& model) {
+BaseFacts FactsOf(const BaseNames& names, const BaseTensors& model) {
   BaseFacts facts;
   facts.experts_are_in_out = HasTransposedExperts(model.geometry());
   facts.shape_of = [&names](std::string_view path) -> std::optional<Shape> {
@@ -80,6 +80,20 @@ void WarnWithoutBase(const AdapterManifest& manifest, ProblemList& problems) {
   problem.field = "base_checkpoint";
   problem.message = "without base_checkpoint this DoRA adapter can be merged, but not applied";
   problems.Add(std::move(problem));
+}
+
+// Null when the spec names no base model, or after an error.
+std::shared_ptr<const BaseTensors> OpenBase(const SourceSpec& spec, const SourceRoots& models,
+                                            const HostedBaseFinder& hosted,
+                                            ProblemList& problems) {
+  if (!spec.base_checkpoint.empty()) return BaseModel::Open(models, spec.base_checkpoint, problems);
+  if (spec.hosted_base.empty()) return nullptr;
+  absl::StatusOr<std::shared_ptr<const BaseTensors>> found =
+      Error(Reason::kBaseModelNotFound, "no base model is held here");
+  if (hosted != nullptr) found = hosted(spec.hosted_base);
+  if (found.ok()) return *std::move(found);
+  problems.Add(Annotate(found.status(), "field", "hosted_base"));
+  return nullptr;
 }
 
 // Everything that opening found, before the two files are held against each other.
@@ -113,17 +127,15 @@ std::optional<OpenFiles> OpenPeftFiles(const SourceFolder& folder, const SourceS
 }
 
 std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const SourceSpec& spec,
-                                          const SourceRoots& models, ProblemList& problems) {
+                                          const SourceRoots& models,
+                                          const HostedBaseFinder& hosted, ProblemList& problems) {
   std::optional<BoundBase> base;
   std::optional<BaseNames> names;
   std::optional<BaseFacts> facts;
-  if (!spec.base_checkpoint.empty()) {
-    auto model = BaseModel::Open(models, spec.base_checkpoint, problems);
-    if (model != nullptr) {
-      names.emplace(model->checkpoint());
-      facts = FactsOf(*names, *model);
-      base.emplace().model = std::move(model);
-    }
+  if (auto model = OpenBase(spec, models, hosted, problems)) {
+    names.emplace(model->tensors());
+    facts = FactsOf(*names, *model);
+    base.emplace().model = std::move(model);
   }
   std::optional<OpenFiles> files = OpenPeftFiles(folder, spec, problems);
   if (!files) return nullptr;
@@ -134,7 +146,7 @@ std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const Sour
   if (base) {
     base->bindings =
         BindToBase(plan->manifest.modules, *base->model, OptionsOf(files->config), problems);
-  } else if (spec.base_checkpoint.empty()) {
+  } else if (!spec.has_base()) {
     WarnWithoutBase(plan->manifest, problems);
   }
   return std::make_unique<PeftReader>(*std::move(plan), std::move(files->config_file),
@@ -143,7 +155,8 @@ std::unique_ptr<AdapterReader> OpenFolder(const SourceFolder& folder, const Sour
 
 // `source` is below one of `roots`.
 std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const std::string& source,
-                                          const SourceRoots& models, const SourceSpec& spec,
+                                          const SourceRoots& models,
+                                          const HostedBaseFinder& hosted, const SourceSpec& spec,
                                           ProblemList& problems) {
   const auto is_file = TakeOrReport(roots.IsFile(source), problems);
   if (!is_file) return nullptr;
@@ -153,18 +166,23 @@ std::unique_ptr<AdapterReader> OpenSource(const SourceRoots& roots, const std::s
   }
   const auto folder = TakeOrReport(OpenAdapterFolder(roots, source), problems);
   if (!folder) return nullptr;
-  return OpenFolder(*folder, spec, models, problems);
+  return OpenFolder(*folder, spec, models, hosted, problems);
 }
 
 }  // namespace
 
 AdapterOpener OpenFromRoots(std::shared_ptr<const SourceRoots> adapters,
                             std::shared_ptr<const SourceRoots> models,
-                            std::shared_ptr<const SourceRoots> stored) {
-  return [adapters = std::move(adapters), models = std::move(models), stored = std::move(stored)](
-             const SourceSpec& spec, ProblemList& problems) -> std::unique_ptr<AdapterReader> {
-    if (spec.stored.empty()) return OpenSource(*adapters, spec.source, *models, spec, problems);
-    if (stored != nullptr) return OpenSource(*stored, spec.stored, *models, spec, problems);
+                            std::shared_ptr<const SourceRoots> stored, HostedBaseFinder hosted) {
+  return [adapters = std::move(adapters), models = std::move(models), stored = std::move(stored),
+          hosted = std::move(hosted)](const SourceSpec& spec,
+                                      ProblemList& problems) -> std::unique_ptr<AdapterReader> {
+    if (spec.stored.empty()) {
+      return OpenSource(*adapters, spec.source, *models, hosted, spec, problems);
+    }
+    if (stored != nullptr) {
+      return OpenSource(*stored, spec.stored, *models, hosted, spec, problems);
+    }
     problems.Add(Error(Reason::kSourceNotFound,
                        fmt::format("{} was uploaded, and nothing that was uploaded is stored here",
                                    Quoted(spec.stored))));

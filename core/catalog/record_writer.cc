@@ -23,8 +23,8 @@ constexpr char kPutAdapter[] = R"(
 constexpr char kPutRevision[] = R"(
   INSERT INTO revisions (adapter, position, revision, derived_digest, weights_sha256, source,
                          base_model, base_checkpoint, stored, memory_bytes, load_time_ns,
-                         load_duration_ns, warnings, description)
-  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?))";
+                         load_duration_ns, warnings, description, hosted_base)
+  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?))";
 
 // Of a row besides its text: integers and SQLite's own bookkeeping.
 constexpr size_t kRowOverheadBytes = 1024;
@@ -61,7 +61,8 @@ absl::StatusOr<EncodedRevision> EncodeRevision(const std::string& name,
   RETURN_IF_ERROR(
       CheckSize("a revision", {name, record.revision, record.derived_digest, record.weights_sha256,
                                source.source, source.base_model, source.base_checkpoint,
-                               source.stored, encoded.warnings, encoded.description}));
+                               source.stored, encoded.warnings, encoded.description,
+                               source.hosted_base}));
   return encoded;
 }
 
@@ -120,7 +121,8 @@ absl::Status RecordWriter::PutRevision(const std::string& name, int64_t position
   return put_revision_.Run(
       name, position, record.revision, record.derived_digest, record.weights_sha256, source.source,
       source.base_model, source.base_checkpoint, source.stored, record.memory_bytes,
-      encoded.load_time_ns, encoded.load_duration_ns, encoded.warnings, encoded.description);
+      encoded.load_time_ns, encoded.load_duration_ns, encoded.warnings, encoded.description,
+      source.hosted_base);
 }
 
 absl::Status RecordWriter::Erase(const std::string& name) {

@@ -44,7 +44,11 @@ constexpr char kVersion1[] = R"(
   ) STRICT;
 )";
 
-constexpr const char* kMigrations[] = {kVersion1};
+constexpr char kVersion2[] = R"(
+  ALTER TABLE revisions ADD COLUMN hosted_base TEXT NOT NULL DEFAULT '';
+)";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2};
 
 absl::Status NotOurs(const SqliteDatabase& database) {
   return Error(Reason::kStoreCorrupt,

@@ -150,11 +150,12 @@ absl::Status Checkpoint::CheckAgainst(const CheckpointIndex& index,
   return absl::OkStatus();
 }
 
-const CheckpointTensor* Checkpoint::Find(std::string_view name) const {
+const CheckpointTensor* FindTensor(const std::vector<CheckpointTensor>& tensors,
+                                   std::string_view name) {
   const auto found = std::lower_bound(
-      tensors_.begin(), tensors_.end(), name,
+      tensors.begin(), tensors.end(), name,
       [](const CheckpointTensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
-  return found == tensors_.end() || found->name != name ? nullptr : &*found;
+  return found == tensors.end() || found->name != name ? nullptr : &*found;
 }
 
 std::vector<std::pair<std::string, FileIdentity>> Checkpoint::identity() const {

@@ -32,6 +32,10 @@ struct CheckpointTensor {
   int64_t bytes = 0;
 };
 
+// In a table that is sorted by name; nullptr when it is not there. Costs a binary search.
+const CheckpointTensor* FindTensor(const std::vector<CheckpointTensor>& tensors,
+                                   std::string_view name);
+
 // An open checkpoint: every header read and checked, no weight read. Owns its files. Immutable; any
 // thread. Costs memory for the table of tensors and one descriptor a shard.
 class Checkpoint {
@@ -47,7 +51,7 @@ class Checkpoint {
   // By name, bytewise.
   const std::vector<CheckpointTensor>& tensors() const { return tensors_; }
   // nullptr when there is none. Costs a binary search.
-  const CheckpointTensor* Find(std::string_view name) const;
+  const CheckpointTensor* Find(std::string_view name) const { return FindTensor(tensors_, name); }
 
   const std::vector<InputFile>& files() const { return files_; }
   // Names and states of all files in use, the index among them, in a fixed order.

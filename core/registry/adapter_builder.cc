@@ -70,12 +70,11 @@ absl::Status AdapterBuilder::Take(size_t module, ModuleTensors& tensors) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DoraVectors> AdapterBuilder::ReadDora(size_t module, const BaseModel& base,
+absl::StatusOr<DoraVectors> AdapterBuilder::ReadDora(size_t module, const BaseTensors& base,
                                                      const BaseBinding& binding, ThreadPool& pool,
                                                      const Cancellation& cancellation) const {
   const ModuleInfo& info = adapter_->manifest().modules[module];
-  const Checkpoint& checkpoint = base.checkpoint();
-  const CheckpointTensor& weight = *checkpoint.Find(binding.weight->tensor);
+  const CheckpointTensor& weight = *base.Find(binding.weight->tensor);
   const PairFactors factors = adapter_->Factors(module, 0);
   const MergeTerm term = {AsMatrix(factors.lora_a), AsMatrix(factors.lora_b), info.scale};
   const bool in_out = binding.weight->layout == BaseLayout::kInOut;
@@ -89,7 +88,7 @@ absl::StatusOr<DoraVectors> AdapterBuilder::ReadDora(size_t module, const BaseMo
   for (int64_t first = 0; first < rows; first += block_rows) {
     const int64_t count = std::min(block_rows, rows - first);
     const auto bytes = block.span().first(count * row_bytes);
-    RETURN_IF_ERROR(checkpoint.ReadRows(weight, cols, first, bytes));
+    RETURN_IF_ERROR(base.ReadRows(weight, cols, first, bytes));
     RETURN_IF_ERROR(
         norms.Add(pool, first, {weight.dtype, count, cols, bytes.data()}, cancellation));
   }
@@ -110,9 +109,9 @@ absl::StatusOr<DoraVectors> AdapterBuilder::ReadDora(size_t module, const BaseMo
   if (info.replaces_bias) {
     dora.base_bias = ToFloats(adapter_->extras_[module].bias);
   } else if (binding.bias) {
-    const CheckpointTensor& bias = *checkpoint.Find(binding.bias->tensor);
+    const CheckpointTensor& bias = *base.Find(binding.bias->tensor);
     AlignedBuffer buffer(bias.bytes);
-    RETURN_IF_ERROR(checkpoint.ReadRows(bias, info.out_features, 0, buffer.span()));
+    RETURN_IF_ERROR(base.ReadRows(bias, info.out_features, 0, buffer.span()));
     dora.base_bias = ToFloats(Tensor(bias.dtype, bias.shape, std::move(buffer)));
   }
   return dora;

@@ -34,7 +34,7 @@ class AdapterBuilder : public ModuleSink {
   std::shared_ptr<const LoadedAdapter> Build(std::string revision);
 
  private:
-  absl::StatusOr<DoraVectors> ReadDora(size_t module, const BaseModel& base,
+  absl::StatusOr<DoraVectors> ReadDora(size_t module, const BaseTensors& base,
                                        const BaseBinding& binding, ThreadPool& pool,
                                        const Cancellation& cancellation) const;
 

@@ -71,6 +71,7 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
   const bool same_content =
       revision == current.info->revision &&
       request.source.base_checkpoint == current.info->source.base_checkpoint &&
+      request.source.hosted_base == current.info->source.hosted_base &&
       manifest.base_model == current.info->description.base_model;
   const bool same_options = request.keep_options || (request.pinned == current.pinned &&
                                                      request.labels == current.labels);
@@ -90,8 +91,11 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
 
 bool HasSameBase(const LoadRequest& request, const AdapterReader& reader,
                  const LoadedState& current) {
-  if (request.source.base_checkpoint != current.info->source.base_checkpoint) return false;
-  return request.source.base_checkpoint.empty() || reader.identity() == current.identity;
+  if (request.source.base_checkpoint != current.info->source.base_checkpoint ||
+      request.source.hosted_base != current.info->source.hosted_base) {
+    return false;
+  }
+  return !request.source.has_base() || reader.identity() == current.identity;
 }
 
 std::string PublicId(std::string id_template, const std::string& name,

@@ -11,12 +11,13 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
     Release();
     budget_ = std::move(other.budget_);
     bytes_ = std::exchange(other.bytes_, 0);
+    kind_ = other.kind_;
   }
   return *this;
 }
 
 void Reservation::Release() {
-  if (budget_ != nullptr) budget_->GiveBack(std::exchange(bytes_, 0));
+  if (budget_ != nullptr) budget_->GiveBack(std::exchange(bytes_, 0), kind_);
   budget_.reset();
 }
 
@@ -40,20 +41,21 @@ absl::Status MemoryBudget::Exceeded(int64_t bytes) const {
       .With("budget_bytes", limit);
 }
 
-absl::StatusOr<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
+absl::StatusOr<Reservation> MemoryBudget::TryReserve(int64_t bytes, MemoryKind kind) {
   {
     absl::MutexLock lock(&mutex_);
     if (bytes <= limit_ - used_) {
       used_ += bytes;
-      return Reservation(shared_from_this(), bytes);
+      used_by_kind_[static_cast<size_t>(kind)] += bytes;
+      return Reservation(shared_from_this(), bytes, kind);
     }
   }
   return Exceeded(bytes);
 }
 
-absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes) {
+absl::StatusOr<Reservation> MemoryBudget::Reserve(int64_t bytes, MemoryKind kind) {
   while (true) {
-    absl::StatusOr<Reservation> reservation = TryReserve(bytes);
+    absl::StatusOr<Reservation> reservation = TryReserve(bytes, kind);
     if (reservation.ok()) return reservation;
     std::shared_ptr<const Reclaimer> reclaim;
     int64_t missing;
@@ -88,11 +90,17 @@ int64_t MemoryBudget::used() const {
   return used_;
 }
 
-void MemoryBudget::GiveBack(int64_t bytes) {
+int64_t MemoryBudget::used(MemoryKind kind) const {
+  absl::MutexLock lock(&mutex_);
+  return used_by_kind_[static_cast<size_t>(kind)];
+}
+
+void MemoryBudget::GiveBack(int64_t bytes, MemoryKind kind) {
   std::shared_ptr<const std::function<void()>> freed;
   {
     absl::MutexLock lock(&mutex_);
     used_ -= bytes;
+    used_by_kind_[static_cast<size_t>(kind)] -= bytes;
     freed = freed_;
   }
   if (freed != nullptr) (*freed)();

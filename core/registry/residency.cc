@@ -16,7 +16,7 @@ constexpr size_t kCandidates = 8;
 constexpr double kBaseCost = 4;
 
 double ReloadCost(const RevisionRecord& info) {
-  return info.source.base_checkpoint.empty() ? 1 : kBaseCost;
+  return info.source.has_base() ? kBaseCost : 1;
 }
 
 }  // namespace
@@ -84,7 +84,7 @@ absl::Status AdapterRegistry::CheckRoom(const std::set<RecordPtr>& wanted) const
     const auto here = contents_.find(KeyOf(*record->info));
     needed += here == contents_.end() ? record->bytes : here->second->loaded().memory_bytes();
   }
-  int64_t others = 0;
+  int64_t others = budget_->used(MemoryKind::kBaseModels);
   for (const Content* content : by_use_) {
     if (Keeps(*content) && keys.count(content->key) == 0) {
       others += content->loaded().memory_bytes();
@@ -94,7 +94,7 @@ absl::Status AdapterRegistry::CheckRoom(const std::set<RecordPtr>& wanted) const
   if (needed <= limit - others) return absl::OkStatus();
   return Error(Reason::kMemoryBudgetExceeded,
                fmt::format("the request's adapters need {} bytes together; of the budget of {} "
-                           "bytes, {} belong to adapters that stay in memory",
+                           "bytes, {} belong to what stays in memory",
                            needed, limit, others))
       .With("needed_bytes", needed)
       .With("used_bytes", budget_->used())

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <new>
 
+#include "core/base/quote.h"
 #include "core/base/status_macros.h"
 #include "core/registry/adapter_builder.h"
 #include "core/registry/adapter_registry.h"
@@ -14,6 +15,18 @@ namespace {
 
 // A file that is only touched while it is read reads well the next time.
 constexpr int kMaxAttempts = 3;
+
+// What opening found wrong. A hosted base that is not there (after a restart none is) may come back:
+// until then the adapter cannot.
+absl::Status WhyNotOpened(const RevisionRecord& expected, const ProblemList& problems) {
+  absl::Status status = problems.ToStatus();
+  if (status.ok() || GetErrorDetails(status).reason != Reason::kBaseModelNotFound) return status;
+  return Error(Reason::kBaseRequired,
+               fmt::format("the adapter was loaded with base model {}, which is not loaded now",
+                           Quoted(expected.source.hosted_base)))
+      .With("field", "hosted_base")
+      .With("expected", expected.source.hosted_base);
+}
 
 absl::Status IsOtherContent(const RevisionRecord& expected, const std::string& what,
                             const std::string& actual) {
@@ -29,7 +42,8 @@ absl::Status IsOtherContent(const RevisionRecord& expected, const std::string& w
 bool MayPass(const absl::Status& status) {
   if (status.code() == absl::StatusCode::kCancelled) return true;
   const Reason reason = GetErrorDetails(status).reason;
-  return reason == Reason::kMemoryBudgetExceeded || reason == Reason::kSourceUnavailable;
+  return reason == Reason::kMemoryBudgetExceeded || reason == Reason::kSourceUnavailable ||
+         reason == Reason::kBaseRequired;
 }
 
 }  // namespace
@@ -81,7 +95,7 @@ absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::Share(
   if (expected.source == other.source) return Loaded{lease->loaded(), lease->manifest(), {}, lease};
   ProblemList problems;
   std::unique_ptr<AdapterReader> reader = opener_(expected.source, problems);
-  RETURN_IF_ERROR(problems.ToStatus());
+  RETURN_IF_ERROR(WhyNotOpened(expected, problems));
   ASSIGN_OR_RETURN(const std::string revision,
                    reader->Read(io_pool_, cancellation, nullptr, problems));
   if (revision != expected.revision) return IsOtherContent(expected, "its revision", revision);
@@ -97,7 +111,7 @@ absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAgain(const Revisio
   RETURN_IF_ERROR(cancellation.Check());
   ProblemList problems;
   std::unique_ptr<AdapterReader> reader = opener_(expected.source, problems);
-  RETURN_IF_ERROR(problems.ToStatus());
+  RETURN_IF_ERROR(WhyNotOpened(expected, problems));
   ASSIGN_OR_RETURN(const int64_t bytes, LoadedAdapter::BytesFor(kernels_, *reader->manifest()));
   if (bytes != expected.memory_bytes) {
     // Other content, which nothing should be evicted for; or packed for another machine.
