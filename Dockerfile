@@ -1,5 +1,5 @@
-# docker build -t adapterd . For a release, pin the base and name the revision:
-#   --build-arg BASE=debian:bookworm-slim@sha256:... --build-arg REVISION="$(git rev-parse HEAD)"
+# ./dev image builds it. For a release, pin the base and name the revision:
+#   BASE=debian:bookworm-slim@sha256:... ./dev image
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
@@ -14,20 +14,30 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 RUN cmake --preset release -DADAPTERD_BUILD_TESTS=OFF -DADAPTERD_BUILD_BENCH=OFF \
-  && cmake --build --preset release --target adapterd adapterd_health \
-  && install -D --strip --target-directory=/out build/bin/adapterd build/bin/adapterd_health
+  && cmake --build --preset release --target adapterd adapterd_health adapterd_smoke \
+  && install -D --strip --target-directory=/out build/bin/adapterd build/bin/adapterd_health build/bin/adapterd_smoke
 
-FROM ${BASE}
-# The libraries that the binaries link themselves; apt adds what those need. An adapter volume is mounted at
-# /adapters; the folder lets the server start without one.
+FROM ${BASE} AS runtime
+# The libraries that the binaries link themselves; apt adds what those need. Volumes are mounted at /adapters and
+# /models; the folders let the server start without. What it writes goes to /var/lib/adapterd.
 # hadolint ignore=DL3008
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends \
     libabsl20220623 libcpp-httplib0.11 libdnnl2 libfmt9 libgomp1 libgrpc++1.51 libgrpc29 libpcre2-8-0 \
     libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3 \
-  && rm -rf /var/lib/apt/lists/* \
-  && mkdir /adapters
+  && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/apt /var/log/dpkg.log \
+  && mkdir /adapters /models \
+  && install -d -m 700 -o 65532 -g 65532 /var/lib/adapterd
 COPY --from=build /out/ /usr/local/bin/
+
+FROM runtime AS sbom
+ARG VERSION=0.1.0
+COPY scripts/sbom.sh /sbom.sh
+RUN sh /sbom.sh adapterd "${VERSION}" /usr/local/bin/adapterd /usr/local/bin/adapterd_health \
+    /usr/local/bin/adapterd_smoke > /adapterd.spdx.json
+
+FROM runtime
+COPY --from=sbom /adapterd.spdx.json /usr/share/doc/adapterd/
 # The server has its own worker threads: each of them must not start a team of OpenMP threads that spin.
 ENV OMP_NUM_THREADS=1 \
   OMP_WAIT_POLICY=passive \

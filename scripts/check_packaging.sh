@@ -47,12 +47,59 @@ shell_scripts() {
 # Templates are not YAML before they are rendered.
 yaml_style() {
   yamllint --strict -d '{extends: default, rules: {document-start: disable, line-length: {max: 120}}}' \
-    docker-compose.yml proto/*.yaml $chart/{Chart,values}.yaml $chart/ci $chart/tests tests/packaging
+    docker-compose.yml compose proto/*.yaml $chart/{Chart,values}.yaml $chart/{ci,monitoring,tests} tests/packaging
 }
 
-compose_prometheus_config() {
-  python -c 'import yaml; print(yaml.safe_load(open("docker-compose.yml"))["configs"]["prometheus"]["content"])' |
-    promtool check config /dev/stdin
+# The files that the compose file mounts are there, and Prometheus understands its own.
+compose_mounts() {
+  local mounted
+  while read -r mounted; do
+    [[ -e $mounted ]] || { echo "docker-compose.yml mounts $mounted, which is not there"; return 1; }
+  done < <(python -c '
+import yaml
+for service in yaml.safe_load(open("docker-compose.yml"))["services"].values():
+    for volume in service.get("volumes", []):
+        if volume.startswith("./"):
+            print(volume.split(":")[0])')
+  promtool check config --syntax-only compose/prometheus.yml
+}
+
+monitoring_rules() {
+  promtool check rules $chart/monitoring/rules.yaml
+  promtool test rules $chart/monitoring/rules_test.yaml
+  # Every alert has a test in which it fires, and one in which it does not, and operations.md tells what to do.
+  local alert
+  while read -r alert; do
+    grep -qE "alertname: $alert\\b.*exp_alerts: \[\]" $chart/monitoring/rules_test.yaml ||
+      { echo "rules_test.yaml: $alert is never silent"; return 1; }
+    grep -qxE " +- alertname: $alert" $chart/monitoring/rules_test.yaml ||
+      { echo "rules_test.yaml: $alert never fires"; return 1; }
+    grep -qF "\`$alert\`" docs/operations.md || { echo "docs/operations.md: nothing about $alert"; return 1; }
+  done < <(sed -n 's/^ *- alert: //p' $chart/monitoring/rules.yaml)
+}
+
+chart_readme() {
+  python scripts/chart_readme.py --check $chart
+}
+
+# What an upgrade cannot change in place must be as it was in the former chart, which the repository's history has.
+former_chart=ff244c2
+chart_upgrade() {
+  local former values fields='
+import sys, yaml
+for each in yaml.safe_load_all(sys.stdin):
+    if each and each["kind"] in ("Deployment", "StatefulSet", "Service"):
+        print(each["kind"], each["metadata"]["name"], each["spec"]["selector"])'
+  former=$(mktemp -d)
+  git archive $former_chart $chart | tar -x -C "$former"
+  for values in "$former/$chart"/{values.yaml,ci/*.yaml}; do
+    # Values that people have must still be good.
+    render "$kubernetes" "$values" | python -c "$fields" >"$former/now"
+    helm template release "$former/$chart" --kube-version "$kubernetes" --values "$values" |
+      python -c "$fields" >"$former/before"
+    grep -vxFf "$former/now" "$former/before" && { echo "$values: changed"; return 1; }
+  done
+  rm -rf "$former"
 }
 
 chart_lint() {
@@ -117,6 +164,7 @@ flags_exist() {
       render "$kubernetes" "$values" | grep -oP '^ +- "?\K--[a-z-]+'
     done
     grep -oP '^ +ADAPTERD_\K[A-Z_]+(?==)' Dockerfile | tr 'A-Z_' 'a-z-' | sed 's/^/--/'
+    grep -oP '^ +command: .*' docker-compose.yml | grep -oP -- '--[a-z-]+'
   )
   return $failed
 }
@@ -131,7 +179,7 @@ image_libraries() {
       libc6 | libgcc-s1 | libstdc++6) ;;  # what all the others need themselves
       *) grep -qF -- " $package" <<<"$runtime_stage" || { echo "$library needs the package $package"; failed=1; } ;;
     esac
-  done < <(readelf -d build/bin/adapterd build/bin/adapterd_health | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u)
+  done < <(readelf -d build/bin/adapterd{,_health,_smoke} | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u)
   return $failed
 }
 
@@ -140,12 +188,19 @@ check shellcheck shellcheck shell_scripts
 check yamllint yamllint yaml_style
 check "compose schema" check-jsonschema \
   check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-check "compose prometheus config" "promtool python" compose_prometheus_config
+check "compose mounts" "promtool python" compose_mounts
+check "monitoring rules" promtool monitoring_rules
 check "proto lint" buf buf lint proto
 check "versions agree" "" versions_agree
 check "chart lint" helm chart_lint
 check "chart unit tests" "helm unittest" helm unittest --strict $chart
 check "chart refusals" helm chart_refusals
+check "chart README" python chart_readme
+if git cat-file -e $former_chart 2>/dev/null; then
+  check "chart upgrade" "helm python" chart_upgrade
+else
+  echo "SKIP chart upgrade (a checkout without history)"
+fi
 for schemas in "$tools"/schemas/v*; do
   version=${schemas##*/v}
   check "chart against Kubernetes $version" "helm kubeconform schemas" chart_schemas "$version"

@@ -7,6 +7,7 @@
 # DEST/venv     hadolint, shellcheck, yamllint, check-jsonschema, buf, Python gRPC
 # DEST/plugins  helm-unittest, for HELM_PLUGINS
 # DEST/schemas  Kubernetes and Prometheus operator schemas, for kubeconform
+# DEST/axe      axe-core, which judges the accessibility of a page
 #
 # A tool whose stamp matches its pin is skipped, so a second run takes no time. Needs go, Python's venv
 # module and, for promtool, apt-get with a package index.
@@ -19,6 +20,7 @@ PIP_PACKAGES=(
   "$KUBERNETES_VALIDATE" buf-bin==1.75.0 promql-parser==0.11.0
   grpcio-tools==1.85.1 grpcio-health-checking==1.85.1 grpcio-reflection==1.85.1
 )
+AXE=axe-playwright-python==0.1.8  # which has axe-core 4.12.1 in it
 HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
 KUBECONFORM=github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
 GRPCURL=github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
@@ -72,6 +74,15 @@ ensure() {
 python_tools() {
   python3 -m venv --clear "$dest/venv"
   "$dest/venv/bin/pip" install --quiet --disable-pip-version-check "${PIP_PACKAGES[@]}"
+}
+
+# Only the script: its wrapper is for another browser driver.
+axe() {
+  "$dest/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --dest "$work" "$AXE"
+  rm -rf "$dest/axe"
+  "$dest/venv/bin/python" -m zipfile -e "$work"/axe_playwright_python-*.whl "$work/axe"
+  mkdir "$dest/axe"
+  cp "$work/axe/axe_playwright_python/axe.min.js" "$dest/axe/"
 }
 
 # Debian 12's Go is too old for today's modules, but can fetch a newer Go, which is a module itself.
@@ -137,6 +148,7 @@ if [[ $(go version) =~ go1\.([0-9]+) ]] && ((BASH_REMATCH[1] < GO_MINOR)); then
 fi
 # A venv holds absolute paths: it must be made again when DEST has moved.
 ensure venv "${PIP_PACKAGES[*]} in $dest" python_tools
+ensure axe "$AXE" axe
 ensure helm "$HELM" go_tool "$HELM"
 ensure kubeconform "$KUBECONFORM" go_tool "$KUBECONFORM"
 ensure grpcurl "$GRPCURL" go_tool "$GRPCURL"

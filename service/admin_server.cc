@@ -20,6 +20,29 @@ void ReuseAddressOnly(socket_t socket) {
   setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
 }
 
+void SetPage(httplib::Response& response, const std::string& text, const char* type) {
+  response.set_content(text, type);
+  response.set_header("Content-Security-Policy", StatusPagePolicy());
+  response.set_header("X-Content-Type-Options", "nosniff");
+  response.set_header("Referrer-Policy", "no-referrer");
+  response.set_header("Cache-Control", "no-store");
+}
+
+void ServeStatusPage(const AdminPages& pages, httplib::Server& server) {
+  server.Get("/", [](const httplib::Request&, httplib::Response& response) {
+    SetPage(response, StatusPageHtml(), "text/html; charset=utf-8");
+  });
+  server.Get("/status.json", [pages](const httplib::Request& request, httplib::Response& response) {
+    const absl::StatusOr<StatusQuery> query = ReadStatusQuery(request.params);
+    if (query.ok()) {
+      SetPage(response, pages.status(*query), "application/json");
+    } else {
+      response.status = 400;
+      SetPage(response, std::string(query.status().message()) + "\n", kTextType);
+    }
+  });
+}
+
 }  // namespace
 
 AdminServer::AdminServer() : server_(std::make_unique<httplib::Server>()) {}
@@ -46,6 +69,7 @@ absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const HostPort& 
     response.status = ready ? 200 : 503;
     response.set_content(ready ? "ready\n" : "not ready\n", kTextType);
   });
+  ServeStatusPage(pages, server);
   admin->port_ = address.port;
   if (address.port == 0) {
     admin->port_ = server.bind_to_any_port(address.host);

@@ -1,4 +1,4 @@
-// HTTP for operators: /metrics, /healthz, /readyz.
+// HTTP for operators: /metrics, /healthz, /readyz, and the status page at /.
 #ifndef ADAPTERD_SERVICE_ADMIN_SERVER_H_
 #define ADAPTERD_SERVICE_ADMIN_SERVER_H_
 
@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "service/server_options.h"
+#include "service/status_page.h"
 
 namespace httplib {
 class Server;
@@ -19,6 +20,7 @@ namespace adapterd {
 struct AdminPages {
   std::function<std::string()> metrics;  // Prometheus text
   std::function<bool()> ready;           // start-up loads are done and the server is not draining
+  std::function<std::string(const StatusQuery&)> status;  // JSON for the status page
 };
 
 // Serves on threads of its own from Start until the destructor.

@@ -54,19 +54,6 @@ ClientMetric::Label MakeLabel(const std::string& name, const std::string& value)
   return label;
 }
 
-const char* StateName(AdapterState state) {
-  switch (state) {
-    case AdapterState::kLoading:
-      return "loading";
-    case AdapterState::kReady:
-      return "ready";
-    case AdapterState::kEvicted:
-      return "evicted";
-    default:
-      return "failed";
-  }
-}
-
 // One series an adapter, largest value first; what is over the cap is summed.
 template <typename Value>
 MetricFamily PerAdapter(FamilyBuilder builder, const std::vector<AdapterSnapshot>& adapters,
@@ -121,15 +108,27 @@ int OpenDescriptors() {
 
 }  // namespace
 
+const char* StateLabel(AdapterState state) {
+  switch (state) {
+    case AdapterState::kLoading:
+      return "loading";
+    case AdapterState::kReady:
+      return "ready";
+    case AdapterState::kEvicted:
+      return "evicted";
+    default:
+      return "failed";
+  }
+}
+
 std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
   const std::vector<AdapterSnapshot> adapters = ListEverything(registry);
   std::vector<MetricFamily> families;
   FamilyBuilder states("adapterd_adapters", "Adapters, by state.", MetricType::Gauge);
-  for (AdapterState state : {AdapterState::kLoading, AdapterState::kReady, AdapterState::kEvicted,
-                             AdapterState::kFailed}) {
+  for (AdapterState state : kAdapterStates) {
     const auto count = std::count_if(adapters.begin(), adapters.end(),
                                      [&](const auto& a) { return a.state == state; });
-    states.Add(static_cast<double>(count), {MakeLabel("state", StateName(state))});
+    states.Add(static_cast<double>(count), {MakeLabel("state", StateLabel(state))});
   }
   families.push_back(states.Build());
   families.push_back(PerAdapter(

@@ -16,6 +16,12 @@ namespace adapterd {
 // "other".
 inline constexpr size_t kMaxAdapterSeries = 200;
 
+inline constexpr AdapterState kAdapterStates[] = {AdapterState::kLoading, AdapterState::kReady,
+                                                  AdapterState::kEvicted, AdapterState::kFailed};
+
+// "loading": how metrics and the status page write states.
+const char* StateLabel(AdapterState state);
+
 // adapterd_adapters, adapterd_adapter_memory_bytes, adapterd_memory_bytes,
 // adapterd_memory_budget_bytes, adapterd_apply_requests_total.
 std::vector<prometheus::MetricFamily> CollectAdapters(const AdapterRegistry& registry);

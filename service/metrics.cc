@@ -2,6 +2,9 @@
 
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
+#include <tuple>
+
 #include "core/base/error.h"
 
 namespace adapterd {
@@ -77,6 +80,20 @@ void RpcMetrics::Handled(absl::StatusCode code, absl::Duration duration) {
   seconds_.Observe(Seconds(duration));
 }
 
+RpcTotals RpcMetrics::Totals() const {
+  RpcTotals totals{service_, method_};
+  const prometheus::ClientMetric::Histogram histogram = seconds_.Collect().histogram;
+  totals.count = static_cast<int64_t>(histogram.sample_count);
+  const prometheus::Counter* const ok = handled_ok_.load();
+  // An answer that comes meanwhile may be in one of the two already.
+  totals.errors =
+      std::max<int64_t>(0, totals.count - (ok == nullptr ? 0 : static_cast<int64_t>(ok->Value())));
+  for (const auto& bucket : histogram.bucket) {
+    totals.buckets.push_back(static_cast<int64_t>(bucket.cumulative_count));
+  }
+  return totals;
+}
+
 Metrics::Metrics()
     : loads_(CounterFamily(registry_, "adapterd_loads_total",
                            "Adapter loads, by result: loaded, unchanged, or the error's reason.")),
@@ -115,6 +132,20 @@ RpcMetrics& Metrics::Rpc(const std::string& service, const std::string& method) 
   if (rpc == nullptr) rpc = std::make_unique<RpcMetrics>(service, method, registry_);
   return *rpc;
 }
+
+std::vector<RpcTotals> Metrics::Totals() const {
+  std::vector<RpcTotals> all;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& [name, rpc] : rpcs_) all.push_back(rpc->Totals());
+  }
+  std::sort(all.begin(), all.end(), [](const RpcTotals& a, const RpcTotals& b) {
+    return std::tie(a.service, a.method) < std::tie(b.service, b.method);
+  });
+  return all;
+}
+
+const std::vector<double>& Metrics::LatencyBounds() { return kLatency; }
 
 void Metrics::Load(const absl::Status& status, bool read, absl::Duration duration) {
   const std::string result = status.ok() ? (read ? "loaded" : "unchanged")

@@ -22,6 +22,16 @@
 
 namespace adapterd {
 
+// What an RPC method has answered so far.
+struct RpcTotals {
+  std::string service;
+  std::string method;
+  int64_t count = 0;
+  int64_t errors = 0;  // all but OK
+  // One for each of Metrics::LatencyBounds(), with all that are not above it; then one with all.
+  std::vector<int64_t> buckets;
+};
+
 // Metrics of one RPC method, looked up once.
 class RpcMetrics {
  public:
@@ -31,6 +41,7 @@ class RpcMetrics {
   const std::string& method() const { return method_; }
   void Started() { started_.Increment(); }
   void Handled(absl::StatusCode code, absl::Duration duration);
+  RpcTotals Totals() const;
 
  private:
   const std::string service_;
@@ -64,6 +75,10 @@ class Metrics {
   void Rejected(std::string_view reason);
   prometheus::Gauge& inflight_bytes() { return inflight_bytes_; }
 
+  // Of every method that was looked up, by service and method.
+  std::vector<RpcTotals> Totals() const ABSL_LOCKS_EXCLUDED(mutex_);
+  static const std::vector<double>& LatencyBounds();  // seconds, ascending
+
   prometheus::Registry& registry() { return registry_; }
   std::string Text(const std::vector<prometheus::MetricFamily>& more) const;
 
@@ -80,7 +95,7 @@ class Metrics {
   prometheus::Gauge& inflight_bytes_;
   prometheus::Family<prometheus::Counter>& rejected_;
 
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::unique_ptr<RpcMetrics>> rpcs_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -273,6 +273,9 @@ AdapterOpener Server::Parts::MakeOpener() const {
 AdminPages Server::Parts::MakePages() {
   AdminPages pages;
   pages.ready = [this] { return ready && !draining; };
+  pages.status = [this](const StatusQuery& query) {
+    return StatusJson({registry, metrics, workers, info}, ready && !draining, query);
+  };
   pages.metrics = [this] {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry);
     for (auto& family : CollectServer(workers, io_pool, buffers, info.isa()))

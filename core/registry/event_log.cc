@@ -51,6 +51,12 @@ absl::StatusOr<std::vector<EventPtr>> EventLog::After(int64_t sequence, size_t m
   return std::vector<EventPtr>(first, first + static_cast<int64_t>(count));
 }
 
+std::vector<EventPtr> EventLog::Last(size_t max) const {
+  absl::MutexLock lock(&mutex_);
+  const size_t count = std::min(max, events_.size());
+  return std::vector<EventPtr>(events_.end() - static_cast<int64_t>(count), events_.end());
+}
+
 int64_t EventLog::Subscribe(std::function<void()> listener) {
   absl::MutexLock lock(&mutex_);
   listeners_[++next_listener_] = std::move(listener);

@@ -54,6 +54,9 @@ class EventLog {
   absl::StatusOr<std::vector<EventPtr>> After(int64_t sequence, size_t max) const
       ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // At most `max` of the newest, oldest first.
+  std::vector<EventPtr> Last(size_t max) const ABSL_LOCKS_EXCLUDED(mutex_);
+
   // `listener` runs after every Append, on the appending thread, which may hold the registry's
   // lock: it may only hand over. Returns what Unsubscribe takes; after that the listener neither
   // runs nor will.

@@ -58,7 +58,11 @@ def find_tool(test, name):
     path = shutil.which(name, path=f"{TOOLS / 'bin'}:{os.environ['PATH']}")
     if path is not None:
         return path
-    reason = f"{name} is neither on the PATH nor in {TOOLS / 'bin'}"
+    without(test, f"{name} is neither on the PATH nor in {TOOLS / 'bin'}")
+
+
+def without(test, reason):
+    """Skips the test for a reason, or fails it where tools are required."""
     if os.environ.get("ADAPTERD_REQUIRE_TOOLS") == "1":
         test.fail(reason)
     print(f"SKIP {test.id()}: {reason}")

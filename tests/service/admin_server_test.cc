@@ -22,6 +22,9 @@ class AdminServerTest : public ::testing::Test {
     AdminPages pages;
     pages.metrics = [this] { return "scrapes_total " + std::to_string(++scrapes_) + "\n"; };
     pages.ready = [this] { return ready_.load(); };
+    pages.status = [](const StatusQuery& query) {
+      return "{\"page\":" + std::to_string(query.page) + "}";
+    };
     return pages;
   }
 
@@ -52,11 +55,31 @@ TEST_F(AdminServerTest, HealthIsAliveAndReadinessIsToldByThePages) {
 
 TEST_F(AdminServerTest, OtherPathsAndMethodsAreNotFound) {
   ASSERT_OK_AND_ASSIGN(const auto admin, AdminServer::Start({"127.0.0.1", 0}, Pages()));
-  EXPECT_EQ(HttpRequest(admin->port(), "GET", "/").status, 404);
+  EXPECT_EQ(HttpRequest(admin->port(), "GET", "/index.html").status, 404);
   EXPECT_EQ(HttpRequest(admin->port(), "GET", "/metrics/../etc").status, 404);
   EXPECT_EQ(HttpRequest(admin->port(), "POST", "/metrics").status, 404);
   EXPECT_EQ(HttpRequest(admin->port(), "DELETE", "/healthz").status, 404);
   EXPECT_EQ(scrapes_, 0);
+}
+
+TEST_F(AdminServerTest, TheStatusPageAndItsDataCarryThePolicy) {
+  ASSERT_OK_AND_ASSIGN(const auto admin, AdminServer::Start({"127.0.0.1", 0}, Pages()));
+  const HttpReply page = HttpRequest(admin->port(), "GET", "/");
+  EXPECT_EQ(page.status, 200);
+  EXPECT_EQ(page.body, StatusPageHtml());
+  EXPECT_THAT(page.head, HasSubstr("Content-Type: text/html; charset=utf-8"));
+  const HttpReply data = HttpRequest(admin->port(), "GET", "/status.json?page=3&filter=%3Cx");
+  EXPECT_EQ(data.status, 200);
+  EXPECT_EQ(data.body, "{\"page\":3}");
+  EXPECT_THAT(data.head, HasSubstr("Content-Type: application/json"));
+  const HttpReply bad = HttpRequest(admin->port(), "GET", "/status.json?page=%3Cscript%3E");
+  EXPECT_EQ(bad.status, 400);
+  EXPECT_THAT(bad.head, HasSubstr("Content-Type: text/plain"));
+  for (const HttpReply& reply : {page, data, bad}) {
+    EXPECT_THAT(reply.head, HasSubstr("Content-Security-Policy: " + StatusPagePolicy()));
+    EXPECT_THAT(reply.head, HasSubstr("X-Content-Type-Options: nosniff"));
+    EXPECT_THAT(reply.head, HasSubstr("Cache-Control: no-store"));
+  }
 }
 
 TEST_F(AdminServerTest, ScrapesMayComeAtOnce) {

@@ -189,6 +189,27 @@ TEST_F(CollectorsTest, AnAdapterThatIsCalledOtherDoesNotMakeASecondSeries) {
   EXPECT_EQ(sum, static_cast<double>(registry_.budget().used()));
 }
 
+TEST(MetricsTotalsTest, AnswersAreCountedByMethodErrorAndLatency) {
+  Metrics metrics;
+  RpcMetrics& rpc = metrics.Rpc("service", "b");
+  metrics.Rpc("service", "a");
+  for (int i = 0; i < 2; ++i) rpc.Handled(absl::StatusCode::kOk, absl::Milliseconds(1));
+  rpc.Handled(absl::StatusCode::kNotFound, absl::Seconds(70));
+  const std::vector<RpcTotals> totals = metrics.Totals();
+  ASSERT_EQ(totals.size(), 2u);
+  EXPECT_EQ(totals[0].method, "a");
+  EXPECT_EQ(totals[0].count, 0);
+  EXPECT_EQ(totals[1].method, "b");
+  EXPECT_EQ(totals[1].count, 3);
+  EXPECT_EQ(totals[1].errors, 1);
+  const std::vector<double>& bounds = Metrics::LatencyBounds();
+  ASSERT_EQ(totals[1].buckets.size(), bounds.size() + 1);
+  for (size_t i = 0; i < bounds.size(); ++i) {
+    EXPECT_EQ(totals[1].buckets[i], bounds[i] < 0.001 ? 0 : 2) << bounds[i];
+  }
+  EXPECT_EQ(totals[1].buckets.back(), 3);
+}
+
 TEST(MetricsNamesTest, CodesAreWrittenAsGrpcMiddlewareWritesThem) {
   EXPECT_EQ(CodeLabel(absl::StatusCode::kOk), "OK");
   EXPECT_EQ(CodeLabel(absl::StatusCode::kCancelled), "Canceled");

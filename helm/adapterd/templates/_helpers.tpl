@@ -30,12 +30,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* An image of the values, as {image, default tag}. */ -}}
 {{- define "adapterd.image" -}}
-{{- if .Values.image.digest -}}
-{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- $image := index . 0 -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{ $image.repository }}:{{ default (index . 1) $image.tag }}
 {{- end -}}
+{{- end -}}
+
+{{- /* What makes every pod offer the same adapters; empty when nothing does. */ -}}
+{{- define "adapterd.sharedAdapters" -}}
+{{- with .Values.adapters -}}
+{{- if or .load .existingClaim .configMap .image.repository -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "adapterd.drainSeconds" -}}
+{{ add .Values.preStopSleepSeconds (.Values.server.drainTimeout | trimSuffix "s") }}
+{{- end -}}
+
+{{- define "adapterd.gracePeriod" -}}
+{{ .Values.terminationGracePeriodSeconds | default (add 15 (include "adapterd.drainSeconds" .)) }}
 {{- end -}}
 
 {{- define "adapterd.args" -}}
@@ -51,9 +68,27 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- with .maxMessageSize }}
 - --max-message-size={{ . }}
 {{- end }}
+{{- with .maxInflightBytes }}
+- --max-inflight-bytes={{ . }}
+{{- end }}
+{{- with .maxUploadBytes }}
+- --max-upload-bytes={{ . }}
+{{- end }}
+{{- with .keepRevisions }}
+- --keep-revisions={{ . }}
+{{- end }}
 {{- with .threads }}
 - --threads={{ . }}
 {{- end }}
+{{- end }}
+{{- if .Values.persistence.enabled }}
+- --data-dir=/var/lib/adapterd
+{{- end }}
+{{- if .Values.models.existingClaim }}
+- --model-root=/models
+{{- end }}
+{{- if .Values.adapters.watch }}
+- --watch-adapters=/adapters
 {{- end }}
 {{- range .Values.adapters.load }}
 - {{ printf "--load=%s" . | quote }}
@@ -66,14 +101,34 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* What the values' schema cannot say, because it concerns several values at once. */ -}}
 {{- define "adapterd.validate" -}}
 {{- $adapters := .Values.adapters -}}
-{{- if and $adapters.existingClaim $adapters.configMap -}}
-{{- fail "set adapters.existingClaim or adapters.configMap, not both" -}}
+{{- if gt (len (compact (list $adapters.existingClaim $adapters.configMap $adapters.image.repository))) 1 -}}
+{{- fail "set only one of adapters.existingClaim, adapters.configMap and adapters.image.repository" -}}
 {{- end -}}
-{{- if and (gt (int .Values.replicaCount) 1) (not (or $adapters.load $adapters.existingClaim $adapters.configMap)) -}}
-{{- fail (printf "replicaCount is %d, but nothing makes the replicas offer the same adapters: an adapter loaded by RPC exists only in the pod that answered. Set adapters.load, adapters.existingClaim or adapters.configMap, or use one replica" (int .Values.replicaCount)) -}}
+{{- if and $adapters.image.repository (not (or $adapters.image.tag $adapters.image.digest)) -}}
+{{- fail "adapters.image needs a tag or a digest" -}}
 {{- end -}}
-{{- $needed := add .Values.preStopSleepSeconds (.Values.server.drainTimeout | trimSuffix "s") -}}
-{{- if le (int .Values.terminationGracePeriodSeconds) (int $needed) -}}
-{{- fail (printf "terminationGracePeriodSeconds is %d, but must be larger than preStopSleepSeconds + server.drainTimeout = %d, or Kubernetes kills requests that are still draining" (int .Values.terminationGracePeriodSeconds) (int $needed)) -}}
+{{- $auto := .Values.autoscaling -}}
+{{- $replicas := ternary $auto.maxReplicas .Values.replicaCount $auto.enabled | int -}}
+{{- if and (gt $replicas 1) (not (include "adapterd.sharedAdapters" .)) -}}
+{{- fail (printf "%s is %d, but nothing makes the replicas offer the same adapters: an adapter loaded by RPC exists only in the pod that answered. Set adapters.load, adapters.existingClaim, adapters.configMap or adapters.image, or use one replica" (ternary "autoscaling.maxReplicas" "replicaCount" $auto.enabled) $replicas) -}}
+{{- end -}}
+{{- if and (gt $replicas 1) .Values.persistence.enabled .Values.persistence.existingClaim -}}
+{{- fail "persistence.existingClaim is for one replica: only one process can use a data directory" -}}
+{{- end -}}
+{{- if $auto.enabled -}}
+{{- if gt (int $auto.minReplicas) (int $auto.maxReplicas) -}}
+{{- fail "autoscaling.minReplicas is larger than autoscaling.maxReplicas" -}}
+{{- end -}}
+{{- if not (or $auto.targetCPUUtilizationPercentage $auto.metrics) -}}
+{{- fail "autoscaling needs targetCPUUtilizationPercentage or metrics" -}}
+{{- end -}}
+{{- if and $auto.targetCPUUtilizationPercentage (not (dig "requests" "cpu" "" .Values.resources)) -}}
+{{- fail "autoscaling.targetCPUUtilizationPercentage is a share of resources.requests.cpu, which is not set" -}}
+{{- end -}}
+{{- end -}}
+{{- $needed := include "adapterd.drainSeconds" . | int -}}
+{{- $grace := include "adapterd.gracePeriod" . | int -}}
+{{- if le $grace $needed -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, but must be larger than preStopSleepSeconds + server.drainTimeout = %d, or Kubernetes kills requests that are still draining" $grace $needed) -}}
 {{- end -}}
 {{- end -}}

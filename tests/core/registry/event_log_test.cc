@@ -33,6 +33,15 @@ TEST(EventLogTest, EventsComeInOrderAndSequencesGrowByOne) {
   EXPECT_EQ(log.After(start + 2, 10).value()[0]->sequence, start + 3);
 }
 
+TEST(EventLogTest, TheNewestAreThereHoweverFewThereAre) {
+  EventLog log;
+  EXPECT_THAT(log.Last(5), IsEmpty());
+  for (const char* name : {"a", "b", "c"}) log.Append(AdapterEventType::kLoaded, Named(name));
+  EXPECT_THAT(NamesOf(log.Last(2)), ElementsAre("b", "c"));
+  EXPECT_THAT(NamesOf(log.Last(5)), ElementsAre("a", "b", "c"));
+  EXPECT_THAT(log.Last(0), IsEmpty());
+}
+
 TEST(EventLogTest, WhatIsNotKeptOrNotOfThisLogHasExpired) {
   EventLog log;
   const int64_t start = log.last_sequence();
