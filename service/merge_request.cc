@@ -7,19 +7,9 @@
 
 #include "core/base/status_macros.h"
 #include "core/tensor/convert.h"
+#include "service/merge_convert.h"
 
 namespace adapterd {
-namespace {
-
-void FillStats(const MergeStats& stats, v1::MergeStats& out) {
-  out.set_max_abs_delta(stats.max_abs_delta);
-  out.set_max_abs_rounding_error(stats.max_abs_rounding_error);
-  out.set_relative_rounding_error(stats.relative_rounding_error);
-  out.set_zeroed_elements(stats.zeroed_elements);
-  out.set_non_finite_elements(stats.non_finite_elements);
-}
-
-}  // namespace
 
 absl::StatusOr<DataRequest::Needs> MergeRequest::Parse() {
   RETURN_IF_ERROR(ReadRequest());
@@ -78,8 +68,7 @@ void MergeRequest::KeepBias() {
 }
 
 absl::Status MergeRequest::Compute() {
-  ASSIGN_OR_RETURN(MergeInput input,
-                   ReadMergeInput(parts_, plan_.weight.shape(), matrix_));
+  ASSIGN_OR_RETURN(MergeInput input, ReadMergeInput(parts_, plan_.weight.shape(), matrix_));
   input.options.allow_non_finite = plan_.allow_non_finite;
   RETURN_IF_ERROR(MergeBias());
   const DType dtype = plan_.weight.dtype();

@@ -5,7 +5,7 @@
 
 #include "bench/copy.h"
 #include "bench/data.h"
-#include "bench/suite.h"
+#include "bench/suites/merge.h"
 #include "bench/verify.h"
 #include "core/base/status_macros.h"
 
@@ -47,7 +47,8 @@ absl::Status RunMergeSuite(SuiteContext& context) {
   const int threads = CopyThreads(pool, AsMatrix(weight).bytes());
   context.report.Add({"merge", "MergeWeight", fmt::format("{0}x{0} r={1}", kFeatures, kRank),
                       "bf16", fmt::format("memcpy of W, {} threads", threads), comparison, kBars});
-  return absl::OkStatus();
+  return MeasureBaseMerge(context, {kernels, pool, weight, factors},
+                          context.quick ? kQuick : kFull);
 }
 
 }  // namespace adapterd::bench
