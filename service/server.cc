@@ -171,7 +171,7 @@ class Server::Parts {
                       export_pool, info,
                       draining,    storage.content.get(),
                       collector,   options.max_upload_bytes},
-        data_plane{environment, registry, kernels, workers, admission, buffers},
+        data_plane{environment, registry, kernels, workers, admission, buffers, bases, dora_gains},
         adapter_service(control_plane),
         projection_service(data_plane),
         merge_service(data_plane),
@@ -197,6 +197,7 @@ class Server::Parts {
   AdapterRegistry registry;
   Admission admission;
   BufferPool buffers{kMaxIdleBufferBytes};
+  DoraGainCache dora_gains;
   RpcEnvironment environment;
   const v1::GetServerInfoResponse info;
   ThreadPool workers;

@@ -73,8 +73,8 @@ class TestServer {
         control_plane_{
             environment_, registry_, io_pool_,       control_pool_, export_pool_,
             info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
-        data_plane_{environment_, registry_, kernels_,           workers_,
-                    admission_,   buffers_,  options.short_flops},
+        data_plane_{environment_, registry_, kernels_,    workers_,           admission_,
+                    buffers_,     bases_,    dora_gains_, options.short_flops},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
         merge_service_(data_plane_),
@@ -267,6 +267,7 @@ class TestServer {
   AdapterRegistry registry_;
   Admission admission_;
   BufferPool buffers_{int64_t{64} << 20};
+  DoraGainCache dora_gains_;
   RpcEnvironment environment_;
   const v1::GetServerInfoResponse info_;
   ThreadPool workers_;
