@@ -12,6 +12,7 @@ std::span<const Suite> AllSuites() {
        "AdapterRegistry::Load of files in the page cache, against reading and digesting them",
        RunLoadSuite},
       {"merge", "MergeWeight in process, against memcpy of the weight", RunMergeSuite},
+      {"forward", "a base model's product in 4 bits, against the same in BF16", RunForwardSuite},
       {"rpc", "a server over loopback TCP and a Unix socket, against raw echoes of the same bytes",
        RunRpcSuite},
       {"fleet", "a server that knows ten thousand adapters and has memory for a thousand",

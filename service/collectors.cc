@@ -141,13 +141,17 @@ std::vector<MetricFamily> CollectAdapters(const AdapterRegistry& registry) {
                     "Uses of an adapter by requests; beyond the busiest 200, summed as \"other\".",
                     MetricType::Counter),
       adapters, [](const AdapterSnapshot& a) { return a.use_count; }));
-  families.push_back(
-      FamilyBuilder("adapterd_memory_bytes", "Bytes reserved in the memory budget, by kind.",
-                    MetricType::Gauge)
-          .Add(static_cast<double>(registry.budget().used()), {MakeLabel("kind", "adapters")})
-          .Build());
+  families.push_back(FamilyBuilder("adapterd_memory_bytes",
+                                   "Bytes reserved in the memory budget, by kind.",
+                                   MetricType::Gauge)
+                         .Add(static_cast<double>(registry.budget().used(MemoryKind::kAdapters)),
+                              {MakeLabel("kind", "adapters")})
+                         .Add(static_cast<double>(registry.budget().used(MemoryKind::kBaseModels)),
+                              {MakeLabel("kind", "base_models")})
+                         .Build());
   families.push_back(FamilyBuilder("adapterd_memory_budget_bytes",
-                                   "Bytes that adapters may hold together.", MetricType::Gauge)
+                                   "Bytes that adapters and base models may hold together.",
+                                   MetricType::Gauge)
                          .Add(static_cast<double>(registry.budget().limit()))
                          .Build());
   families.push_back(

@@ -4,6 +4,8 @@
 
 #include "absl/time/time.h"
 #include "core/base/thread_pool.h"
+#include "core/base_model/dora_gains.h"
+#include "core/base_model/hosted_bases.h"
 #include "core/compute/kernels.h"
 #include "core/registry/adapter_registry.h"
 #include "core/tensor/buffer_pool.h"
@@ -20,6 +22,8 @@ struct DataPlane {
   ThreadPool& workers;
   Admission& admission;
   BufferPool& buffers;  // of tensors in requests and replies
+  HostedBases& bases;
+  DoraGainCache& dora_gains;
   // Work that takes about kShortWork here, in FLOPs: requests of so much or less are computed where
   // they arrive, on gRPC's thread, because to wake a worker takes longer than they do.
   int64_t short_flops = 0;

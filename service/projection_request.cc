@@ -7,12 +7,10 @@
 #include "core/base/status_macros.h"
 
 namespace adapterd {
-namespace {
 
-// Of the two products of every term; saturated.
-double FlopsOf(const ProjectionTarget& target) {
+double FlopsOf(const std::vector<ProjectionSegment>& segments) {
   double flops = 0;
-  for (const ProjectionSegment& segment : target.segments) {
+  for (const ProjectionSegment& segment : segments) {
     for (const ProjectionTerm& term : segment.terms) {
       const PairShape& shape = term.pair->shape();
       const int64_t in_features = term.pair->is_embedding() ? 0 : shape.in_features;
@@ -22,8 +20,6 @@ double FlopsOf(const ProjectionTarget& target) {
   }
   return flops;
 }
-
-}  // namespace
 
 absl::StatusOr<DataRequest::Needs> ProjectionRequest::Parse() {
   const absl::Time start = absl::Now();
@@ -46,7 +42,7 @@ absl::StatusOr<int64_t> ProjectionRequest::Prepare(const std::vector<AdapterHand
   double flops = 0;
   for (size_t i = 0; i < resolved_.size(); ++i) {
     RETURN_IF_ERROR(AddOutput(plan_.modules[i], resolved_[i]));
-    flops += FlopsOf(targets_.back());
+    flops += FlopsOf(targets_.back().segments);
   }
   plane().environment.metrics.Apply(ApplyStage::kParse, parsing_ + (absl::Now() - start));
   constexpr double kMost = 1e18;

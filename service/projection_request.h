@@ -11,6 +11,9 @@
 
 namespace adapterd {
 
+// Of the two products of every term; saturated.
+double FlopsOf(const std::vector<ProjectionSegment>& segments);
+
 class ProjectionRequest final
     : public MessageRequest<v1::ApplyProjectionRequest, v1::ApplyProjectionResponse> {
  public:

@@ -11,17 +11,9 @@
 #include "core/compute/projection.h"
 #include "core/registry/adapter_handle.h"
 #include "service/projection_plan.h"
+#include "service/term_resolve.h"
 
 namespace adapterd {
-
-// One module of the request in one of its adapters.
-struct ResolvedTerm {
-  ResolvedModule module;
-  const PackedPair* pair = nullptr;  // null: of no rank, adds nothing
-  const float* bias = nullptr;       // B's own
-  std::optional<DoraRescale> dora;   // of an adapter that is DoRA there
-  double factor = 1;                 // on the delta, without the request's weight
-};
 
 // One module of the request in all of them.
 struct ResolvedProjection {

@@ -1,4 +1,4 @@
-// ApplyProjection and StreamProjections.
+// ApplyProjection, StreamProjections and Forward.
 #ifndef ADAPTERD_SERVICE_PROJECTION_SERVICE_H_
 #define ADAPTERD_SERVICE_PROJECTION_SERVICE_H_
 
@@ -11,7 +11,8 @@ namespace adapterd {
 // Messages come and go as raw buffers (tensor_message.h); the wire format is that of the .proto.
 class ProjectionService final : public v1::ProjectionService::WithRawCallbackMethod_ApplyProjection<
                                     v1::ProjectionService::WithRawCallbackMethod_StreamProjections<
-                                        v1::ProjectionService::Service>> {
+                                        v1::ProjectionService::WithRawCallbackMethod_Forward<
+                                            v1::ProjectionService::Service>>> {
  public:
   explicit ProjectionService(DataPlane& plane);
 
@@ -21,6 +22,10 @@ class ProjectionService final : public v1::ProjectionService::WithRawCallbackMet
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StreamProjections(
       grpc::CallbackServerContext* context) override;
 
+  grpc::ServerUnaryReactor* Forward(grpc::CallbackServerContext* context,
+                                    const grpc::ByteBuffer* request,
+                                    grpc::ByteBuffer* response) override;
+
   // For a drain, which streams must not hold up.
   LongCalls& streams() { return streams_; }
 
@@ -29,6 +34,7 @@ class ProjectionService final : public v1::ProjectionService::WithRawCallbackMet
   LongCalls streams_;
   RpcMetrics& apply_metrics_;
   RpcMetrics& stream_metrics_;
+  RpcMetrics& forward_metrics_;
 };
 
 }  // namespace adapterd

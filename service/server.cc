@@ -48,7 +48,7 @@ constexpr int64_t kMaxIdleBufferBytes = int64_t{128} << 20;
 constexpr absl::Duration kWatchersTimeout = absl::Seconds(1);
 
 const char* const kServices[] = {"adapterd.v1.AdapterService", "adapterd.v1.ProjectionService",
-                                 "adapterd.v1.MergeService"};
+                                 "adapterd.v1.MergeService", "adapterd.v1.BaseModelService"};
 
 void PrepareMergeThread() {
   PrepareComputeThread();
@@ -172,8 +172,9 @@ class Server::Parts {
         storage(std::move(opened)),
         logger(options.log_format, options.log_level),
         io_pool("io", std::max(kIoThreads, options.threads), PrepareComputeThread),
-        registry(MakeRegistryOptions(), kernels, MakeOpener(),
-                 MemoryBudget::Create(options.memory_budget_bytes), io_pool),
+        budget(MemoryBudget::Create(options.memory_budget_bytes)),
+        bases(storage.models, budget, kernels, io_pool, workers),
+        registry(MakeRegistryOptions(), kernels, MakeOpener(), budget, io_pool),
         admission(options.max_inflight_bytes, metrics.inflight_bytes()),
         environment{metrics, logger, options.max_message_bytes},
         info(ServerInfo(options, kernels, *storage.adapters, *storage.models)),
@@ -188,13 +189,14 @@ class Server::Parts {
                       export_pool, info,
                       draining,    storage.content.get(),
                       collector,   options.max_upload_bytes},
-        data_plane{environment, registry, kernels, workers, admission, buffers},
+        data_plane{environment, registry, kernels, workers, admission, buffers, bases, dora_gains},
         checkpoint_plane{environment, registry, merge_pool,
                          {*storage.models, *storage.outputs, kernels, merge_helpers,
                           std::make_shared<Disk>(Disk::Access::kUmask)}},
         adapter_service(control_plane),
         projection_service(data_plane),
-        merge_service(data_plane, checkpoint_plane) {
+        merge_service(data_plane, checkpoint_plane),
+        base_model_service(control_plane, bases) {
     registry.Restore(std::move(storage.records));
   }
 
@@ -211,9 +213,12 @@ class Server::Parts {
   std::atomic<bool> ready{false};
   Kernels kernels;
   ThreadPool io_pool;
+  const std::shared_ptr<MemoryBudget> budget;
+  HostedBases bases;  // before the registry, whose loads look for them
   AdapterRegistry registry;
   Admission admission;
   BufferPool buffers{kMaxIdleBufferBytes};
+  DoraGainCache dora_gains;
   RpcEnvironment environment;
   const v1::GetServerInfoResponse info;
   ThreadPool workers;
@@ -228,6 +233,7 @@ class Server::Parts {
   AdapterService adapter_service;
   ProjectionService projection_service;
   MergeService merge_service;
+  BaseModelService base_model_service;
   std::unique_ptr<grpc::Server> grpc_server;
   std::string grpc_address;
   std::string admin_address;
@@ -266,8 +272,9 @@ RegistryOptions Server::Parts::MakeRegistryOptions() {
 
 AdapterOpener Server::Parts::MakeOpener() const {
   const auto stored = storage.content ? storage.content->roots() : nullptr;
-  return OpenWatchedAndOthers(storage.watched, storage.models,
-                              OpenFromRoots(storage.adapters, storage.models, stored));
+  return OpenWatchedAndOthers(
+      storage.watched, storage.models,
+      OpenFromRoots(storage.adapters, storage.models, stored, bases.Finder()));
 }
 
 AdminPages Server::Parts::MakePages() {
@@ -306,6 +313,7 @@ absl::Status Server::Parts::Listen() {
   builder.RegisterService(&adapter_service);
   builder.RegisterService(&projection_service);
   builder.RegisterService(&merge_service);
+  builder.RegisterService(&base_model_service);
   grpc_server = builder.BuildAndStart();
   if (grpc_server == nullptr || port == 0) {
     return Error(

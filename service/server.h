@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "service/adapter_service.h"
 #include "service/admin_server.h"
+#include "service/base_model_service.h"
 #include "service/merge_service.h"
 #include "service/projection_service.h"
 #include "service/server_options.h"

@@ -66,8 +66,8 @@ std::string_view ReasonName(Reason reason);
 
 absl::StatusCode ReasonCode(Reason reason);
 
-// Key and value, in the order they were added. Keys in use: adapter, module, tensor, file, field,
-// expected, actual, needed_bytes, used_bytes, budget_bytes.
+// Key and value, in the order they were added. Keys in use: adapter, base_model, module, tensor,
+// file, field, expected, actual, needed_bytes, used_bytes, budget_bytes.
 using ErrorMetadata = std::vector<std::pair<std::string, std::string>>;
 
 // Builds an error and turns into an absl::Status (or a StatusOr) where one is returned:

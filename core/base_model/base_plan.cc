@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/adapter/base_model_names.h"
+#include "core/adapter/module_index.h"
 #include "core/base/error.h"
 #include "core/base/quote.h"
 #include "core/base/status_macros.h"
@@ -80,8 +81,7 @@ bool Planner::IsBias(const CheckpointTensor& tensor) const {
   std::string_view name = tensor.name;
   if (!name.ends_with(kBias) || tensor.shape.size() != 1) return false;
   name.remove_suffix(kBias.size());
-  return !name.empty() &&
-         base_.checkpoint().Find(fmt::format("{}{}", name, kWeight)) != nullptr;
+  return !name.empty() && base_.checkpoint().Find(fmt::format("{}{}", name, kWeight)) != nullptr;
 }
 
 HostedModule Described(const CheckpointTensor& tensor, std::string path, bool is_parameter,
@@ -93,8 +93,8 @@ HostedModule Described(const CheckpointTensor& tensor, std::string path, bool is
   module.shape = tensor.shape;
   module.is_parameter = is_parameter;
   // Experts have a row for each output of each.
-  const size_t row_dims = std::min<size_t>(is_parameter && tensor.shape.size() == 3 ? 2 : 1,
-                                           tensor.shape.size());
+  const size_t row_dims =
+      std::min<size_t>(is_parameter && tensor.shape.size() == 3 ? 2 : 1, tensor.shape.size());
   module.rows = 1;
   module.cols = 1;
   for (size_t i = 0; i < tensor.shape.size(); ++i) {
@@ -165,6 +165,7 @@ absl::Status Planner::SortModules() {
     for (size_t i = 0; i < modules.size(); ++i) {
       if (&modules[i] != &head && modules[i].weight == head.weight) head.tied_to = i;
     }
+    head.module.is_tied = head.tied_to.has_value();
   }
   return absl::OkStatus();
 }
@@ -173,8 +174,8 @@ absl::Status Planner::AddBytes() {
   for (PlannedModule& planned : plan_.modules) {
     int64_t bytes = planned.bias == nullptr ? 0 : planned.bias->bytes;
     if (planned.nf4_block) {
-      const auto packed = Nf4Matrix::BytesFor(planned.module.rows, planned.module.cols,
-                                              *planned.nf4_block);
+      const auto packed =
+          Nf4Matrix::BytesFor(planned.module.rows, planned.module.cols, *planned.nf4_block);
       if (!packed) return Error(Reason::kShapeMismatch, "the size of a module overflows");
       bytes += *packed;
     } else if (!planned.tied_to) {

@@ -1,5 +1,6 @@
 #include "core/base_model/hosted_base.h"
 
+#include <atomic>
 #include <utility>
 
 namespace adapterd {
@@ -12,19 +13,30 @@ ModuleIndex IndexOf(const std::vector<HostedModule>& modules) {
   return ModuleIndex(paths);
 }
 
+uint64_t NextInstance() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 }  // namespace
 
+int64_t OverlayBytes(const Overlays& overlays) {
+  int64_t bytes = 0;
+  for (const auto& overlay : overlays) bytes += overlay == nullptr ? 0 : overlay->memory_bytes();
+  return bytes;
+}
+
 std::optional<MatrixView> ModuleSnapshot::weight() const {
-  if (merged != nullptr && !merged->weight.bytes().empty()) {
-    return MatrixView{merged->weight.dtype(), module->rows, module->cols,
-                      merged->weight.bytes().data()};
+  if (merged != nullptr && !merged->weight().bytes().empty()) {
+    return MatrixView{merged->weight().dtype(), module->rows, module->cols,
+                      merged->weight().bytes().data()};
   }
   if (module->nf4 != nullptr) return std::nullopt;
   return module->stored();
 }
 
 const Tensor* ModuleSnapshot::bias() const {
-  if (merged != nullptr && !merged->bias.bytes().empty()) return &merged->bias;
+  if (merged != nullptr && !merged->bias().bytes().empty()) return &merged->bias();
   return module->bias.bytes().empty() ? nullptr : &module->bias;
 }
 
@@ -33,21 +45,25 @@ HostedBase::HostedBase(std::string source, std::string fingerprint, BaseGeometry
     : source_(std::move(source)),
       fingerprint_(std::move(fingerprint)),
       geometry_(std::move(geometry)),
+      instance_(NextInstance()),
       reservation_(std::move(reservation)),
       modules_(std::move(modules)),
       index_(IndexOf(modules_)),
       overlays_(modules_.size()) {}
 
 HostedBase::~HostedBase() {
-  std::vector<absl::AnyInvocable<void()>> callbacks;
+  Overlays overlays;
+  std::vector<absl::AnyInvocable<void(int64_t)>> callbacks;
   {
     absl::MutexLock lock(&mutex_);
-    overlays_.clear();
-    callbacks = std::move(on_freed_);
+    overlays.swap(overlays_);
+    callbacks.swap(on_freed_);
   }
+  const int64_t freed = base_bytes() + OverlayBytes(overlays);
+  overlays.clear();  // lets go of adapters, which is not for under a lock
   modules_.clear();
   reservation_.Release();  // only now: the budget must never promise bytes that are still held
-  for (auto& callback : callbacks) callback();
+  for (auto& callback : callbacks) callback(freed);
 }
 
 ModuleSnapshot HostedBase::Snapshot(size_t module) const {
@@ -55,18 +71,17 @@ ModuleSnapshot HostedBase::Snapshot(size_t module) const {
   return {shared_from_this(), &modules_[module], overlays_[module]};
 }
 
-std::vector<std::shared_ptr<const MergedOverlay>> HostedBase::Overlays() const {
+Overlays HostedBase::overlays() const {
   absl::MutexLock lock(&mutex_);
   return overlays_;
 }
 
-void HostedBase::Replace(const std::vector<size_t>& modules,
-                         std::vector<std::shared_ptr<const MergedOverlay>> overlays) {
+void HostedBase::Replace(const std::vector<size_t>& modules, Overlays overlays) {
   absl::MutexLock lock(&mutex_);
   for (size_t i = 0; i < modules.size(); ++i) overlays_[modules[i]].swap(overlays[i]);
 }  // what was replaced goes with the argument, when the lock is free again
 
-void HostedBase::OnFreed(absl::AnyInvocable<void()> callback) {
+void HostedBase::OnFreed(absl::AnyInvocable<void(int64_t)> callback) {
   absl::MutexLock lock(&mutex_);
   on_freed_.push_back(std::move(callback));
 }

@@ -20,11 +20,16 @@ namespace adapterd {
 
 class HostedBase;
 
+// One for each module; null: nothing is merged into it.
+using Overlays = std::vector<std::shared_ptr<const MergedOverlay>>;
+
+int64_t OverlayBytes(const Overlays& overlays);
+
 // A module as it stands at one instant, and alive for as long as this is: an unload waits for it, a
 // merge meanwhile does not show.
 struct ModuleSnapshot {
   std::shared_ptr<const HostedBase> base;
-  const HostedModule* module = nullptr;            // of `base`
+  const HostedModule* module = nullptr;              // of `base`
   std::shared_ptr<const MergedOverlay> merged = {};  // null: nothing is merged into it
 
   // The weight as it is merged, or as it was loaded. nullopt: quantised and nothing merged.
@@ -53,30 +58,33 @@ class HostedBase : public std::enable_shared_from_this<HostedBase> {
 
   ModuleSnapshot Snapshot(size_t module) const ABSL_LOCKS_EXCLUDED(mutex_);
   // As they stand at one instant.
-  std::vector<std::shared_ptr<const MergedOverlay>> Overlays() const ABSL_LOCKS_EXCLUDED(mutex_);
-  // Puts `overlays` (null: nothing merged) in the place of those of `modules`, all at once. What
-  // they replace is let go on this thread.
-  void Replace(const std::vector<size_t>& modules,
-               std::vector<std::shared_ptr<const MergedOverlay>> overlays)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  Overlays overlays() const ABSL_LOCKS_EXCLUDED(mutex_);
+  // Puts `overlays` in the place of those of `modules`, all at once. What they replace is let go on
+  // this thread. One change at a time: its caller sees to that (HostedBases).
+  void Replace(const std::vector<size_t>& modules, Overlays overlays) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // A number that no other base model of this process has.
+  uint64_t instance() const { return instance_; }
 
   // Without overlays.
   int64_t base_bytes() const { return reservation_.bytes(); }
 
-  // `callback` runs once this is gone, on the thread that let go last. It must be quick.
-  void OnFreed(absl::AnyInvocable<void()> callback) ABSL_LOCKS_EXCLUDED(mutex_);
+  // `callback` runs once this is gone, with the bytes that it gave back, on the thread that let go
+  // last. It must be quick.
+  void OnFreed(absl::AnyInvocable<void(int64_t freed_bytes)> callback) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   const std::string source_;
   const std::string fingerprint_;
   const BaseGeometry geometry_;
+  const uint64_t instance_;
   Reservation reservation_;
   std::vector<HostedModule> modules_;  // constant until the destructor
   const ModuleIndex index_;
 
   mutable absl::Mutex mutex_;
-  std::vector<std::shared_ptr<const MergedOverlay>> overlays_ ABSL_GUARDED_BY(mutex_);
-  std::vector<absl::AnyInvocable<void()>> on_freed_ ABSL_GUARDED_BY(mutex_);
+  Overlays overlays_ ABSL_GUARDED_BY(mutex_);
+  std::vector<absl::AnyInvocable<void(int64_t)>> on_freed_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace adapterd

@@ -63,6 +63,25 @@ std::vector<double> ReferenceDelta(const ProjectionInput& input,
   return delta;
 }
 
+std::vector<double> ReferenceProduct(const MatrixView& input, const MatrixView& weight,
+                                     WeightLayout layout, const float* bias) {
+  const bool out_in = layout == WeightLayout::kOutIn;
+  const int64_t out_features = out_in ? weight.rows : weight.cols;
+  const std::vector<double> x = Widen(input);
+  const std::vector<double> w = Widen(weight);
+  std::vector<double> product;
+  for (int64_t row = 0; row < input.rows; ++row) {
+    for (int64_t o = 0; o < out_features; ++o) {
+      double sum = bias == nullptr ? 0 : bias[o];
+      for (int64_t i = 0; i < input.cols; ++i) {
+        sum += x[row * input.cols + i] * w[out_in ? o * weight.cols + i : i * weight.cols + o];
+      }
+      product.push_back(sum);
+    }
+  }
+  return product;
+}
+
 std::vector<double> ReferenceDora(const MatrixView& base_output, const DoraRescale& dora,
                                   std::span<const double> delta) {
   std::vector<double> output = Widen(base_output);

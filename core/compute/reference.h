@@ -23,6 +23,10 @@ struct ReferenceTerm {
 std::vector<double> ReferenceDelta(const ProjectionInput& input,
                                    std::span<const ReferenceTerm> terms, int64_t out_features);
 
+// [rows x out_features] of W x + bias [out_features] (null: none), unrounded. Pure.
+std::vector<double> ReferenceProduct(const MatrixView& input, const MatrixView& weight,
+                                     WeightLayout layout, const float* bias);
+
 // [rows x out_features] of base_bias + gain * (base_output - base_bias + delta), unrounded. Pure.
 std::vector<double> ReferenceDora(const MatrixView& base_output, const DoraRescale& dora,
                                   std::span<const double> delta);

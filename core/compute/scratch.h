@@ -17,7 +17,17 @@ inline constexpr int64_t kScratchBytes = 4 << 20;
 // One growing buffer per purpose. Owned by its thread.
 class Scratch {
  public:
-  enum Slot { kBlocks, kInputF32, kInputBF16, kLowRank, kWideLowRank, kSums, kSlots };
+  enum Slot {
+    kBlocks,
+    kInputF32,
+    kInputBF16,
+    kLowRank,
+    kWideLowRank,
+    kSums,
+    kWeightF32,
+    kWeightBF16,
+    kSlots
+  };
 
   static Scratch& OfThisThread() {
     thread_local Scratch scratch;

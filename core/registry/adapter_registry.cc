@@ -172,7 +172,7 @@ RegistryTotals AdapterRegistry::totals() const {
   absl::MutexLock lock(&mutex_);
   return {static_cast<int64_t>(entries_.size()),
           resident_,
-          budget_->used(),
+          budget_->used(MemoryKind::kAdapters),
           budget_->limit(),
           parameters_,
           thrash_guard_.Thrashes(absl::Now(), budget_->limit())};

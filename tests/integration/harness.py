@@ -27,8 +27,9 @@ import grpc
 from stubs import SOURCE_DIR
 import rpc_status_pb2
 from adapterd.v1 import (adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc,
+                         base_model_service_pb2, base_model_service_pb2_grpc,
                          merge_service_pb2, merge_service_pb2_grpc, projection_service_pb2,
-                         projection_service_pb2_grpc)
+                         projection_service_pb2_grpc, tensor_pb2)
 
 BINARY = Path(os.environ.get("ADAPTERD_BINARY", SOURCE_DIR / "build/bin/adapterd"))
 OWN_FIXTURES = SOURCE_DIR / "tests/fixtures"
@@ -131,6 +132,7 @@ class Client:
         self.adapters = adapter_service_pb2_grpc.AdapterServiceStub(self.channel)
         self.projections = projection_service_pb2_grpc.ProjectionServiceStub(self.channel)
         self.merges = merge_service_pb2_grpc.MergeServiceStub(self.channel)
+        self.bases = base_model_service_pb2_grpc.BaseModelServiceStub(self.channel)
 
     def close(self):
         self.channel.close()
@@ -227,6 +229,49 @@ class Client:
         """The last message's result."""
         return list(self.merge_checkpoint(*arguments, **fields))[-1].result
 
+    def load_base(self, name, source, **fields):
+        return self.bases.LoadBaseModel(base_model_service_pb2.LoadBaseModelRequest(
+            name=name, source=source, **fields), timeout=PATIENCE).base_model
+    def unload_base(self, name):
+        return self.bases.UnloadBaseModel(base_model_service_pb2.UnloadBaseModelRequest(
+            name=name), timeout=PATIENCE).freed_bytes
+    def list_bases(self):
+        return {base.name: base for base in self.bases.ListBaseModels(
+            base_model_service_pb2.ListBaseModelsRequest(), timeout=PATIENCE).base_models}
+    def merge_into(self, base, *adapters, **fields):
+        """`adapters`: names, or (name, weight)."""
+        return self.bases.MergeAdapter(base_model_service_pb2.MergeAdapterRequest(
+            base_model=base, adapters=[_ref(adapter) for adapter in adapters], **fields),
+            timeout=PATIENCE)
+    def unmerge_from(self, base, *adapters, **fields):
+        return self.bases.UnmergeAdapter(base_model_service_pb2.UnmergeAdapterRequest(
+            base_model=base, adapters=[_ref(adapter) for adapter in adapters], **fields),
+            timeout=PATIENCE).base_model
+    def base_weight(self, base, path, **selector):
+        """The weight as a Tensor message; fails when its pieces are not what the first one told."""
+        tensor, rows = None, 0
+        for piece in self.bases.GetBaseWeight(base_model_service_pb2.GetBaseWeightRequest(
+                base_model=base, module=adapter_pb2.ModuleSelector(path=path, **selector)),
+                timeout=PATIENCE):
+            if tensor is None:
+                tensor = tensor_pb2.Tensor(dtype=piece.dtype, shape=piece.shape)
+            else:
+                assert not piece.shape and not piece.dtype, "only the first message has a shape"
+            assert piece.first_row == rows, f"expected row {rows}, found {piece.first_row}"
+            tensor.data += piece.data
+            width = 4 if tensor.dtype == tensor_pb2.DATA_TYPE_F32 else 2
+            rows = len(tensor.data) // (width * _row_elements(tensor.shape))
+        return tensor
+def _ref(adapter):
+    if isinstance(adapter, str):
+        return adapter_pb2.AdapterRef(name=adapter)
+    return adapter_pb2.AdapterRef(name=adapter[0], weight=adapter[1])
+def _row_elements(shape):
+    """Of a weight: behind its first dimension, or behind the first two of a stack of experts."""
+    elements = 1
+    for dim in shape[2 if len(shape) == 3 else 1:]:
+        elements *= dim
+    return elements
 
 def apply_request(name, path, x, base=None, **fields):
     """ApplyProjection of one adapter's module by its path; x and base are Tensor messages."""

@@ -100,7 +100,7 @@ TEST(LoadRequestTest, WrongFieldsAreCalledByWhereTheyAre) {
   const WrongSpec cases[] = {
       {"name", Reason::kInvalidField, [](Spec& s) { s.set_name("a@b"); }},
       {"source", Reason::kInvalidField, [](Spec& s) { s.clear_source(); }},
-      {"hosted_base", Reason::kNotImplemented, [](Spec& s) { s.set_hosted_base("b"); }},
+      {"hosted_base", Reason::kInvalidField, [](Spec& s) { s.set_hosted_base("a/b"); }},
       {"head_counts", Reason::kNotImplemented, [](Spec& s) { s.mutable_head_counts(); }},
       {"labels", Reason::kInvalidField, [](Spec& s) { (*s.mutable_labels())["a/b/c"] = ""; }},
       {"expected_digest", Reason::kInvalidField,

@@ -133,7 +133,12 @@ struct WrongField {
 TEST_F(AdapterErrorsTest, FieldsThatAreNotImplementedOrWrong) {
   using Request = v1::LoadAdapterRequest;
   const WrongField cases[] = {
-      {"hosted_base", Reason::kNotImplemented, [](Request& r) { r.set_hosted_base("llama"); }},
+      {"hosted_base", Reason::kBaseModelNotFound, [](Request& r) { r.set_hosted_base("llama"); }},
+      {"hosted_base", Reason::kInvalidField,
+       [](Request& r) {
+         r.set_hosted_base("llama");
+         r.set_base_checkpoint("llama");
+       }},
       {"head_counts", Reason::kNotImplemented, [](Request& r) { r.mutable_head_counts(); }},
       {"expected_digest", Reason::kInvalidField, [](Request& r) { r.set_expected_digest("abc"); }},
       {"expected_digest", Reason::kInvalidField,

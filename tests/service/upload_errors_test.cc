@@ -84,7 +84,7 @@ TEST_F(UploadErrorsTest, StartsThatAreRefused) {
       {[](auto& s) { s.set_name(""); }, Reason::kInvalidField, "name"},
       {[](auto& s) { s.set_expected_digest("12"); }, Reason::kInvalidField, "expected_digest"},
       {[](auto& s) { (*s.mutable_labels())["\n"] = ""; }, Reason::kInvalidField, "labels"},
-      {[](auto& s) { s.set_hosted_base("b"); }, Reason::kNotImplemented, "hosted_base"},
+      {[](auto& s) { s.set_hosted_base("a/b"); }, Reason::kInvalidField, "hosted_base"},
       {[](auto& s) { s.mutable_head_counts(); }, Reason::kNotImplemented, "head_counts"},
   };
   for (const Case& each : cases) {

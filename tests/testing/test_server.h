@@ -20,6 +20,7 @@
 #include "core/registry/adapter_registry.h"
 #include "service/adapter_service.h"
 #include "service/admission.h"
+#include "service/base_model_service.h"
 #include "service/collectors.h"
 #include "service/merge_service.h"
 #include "service/projection_service.h"
@@ -59,8 +60,9 @@ class TestServer {
       : logger_(LogFormat::kText, LogLevel::kOff),
         io_pool_("io", options.io_threads),
         content_(ContentFor(options)),
-        registry_(RegistryOptionsFor(options), kernels_, OpenerFor(options),
-                  MemoryBudget::Create(options.memory_budget_bytes), io_pool_),
+        budget_(MemoryBudget::Create(options.memory_budget_bytes)),
+        bases_(Roots(), budget_, kernels_, io_pool_, workers_),
+        registry_(RegistryOptionsFor(options), kernels_, OpenerFor(options), budget_, io_pool_),
         admission_(options.max_inflight_bytes, metrics_.inflight_bytes()),
         environment_{metrics_, logger_, options.max_message_bytes},
         info_(InfoFor(options)),
@@ -71,17 +73,19 @@ class TestServer {
         control_plane_{
             environment_, registry_, io_pool_,       control_pool_, export_pool_,
             info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
-        data_plane_{environment_, registry_, kernels_,           workers_,
-                    admission_,   buffers_,  options.short_flops},
+        data_plane_{environment_, registry_, kernels_,    workers_,           admission_,
+                    buffers_,     bases_,    dora_gains_, options.short_flops},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
-        merge_service_(data_plane_, checkpoint_plane_) {
+        merge_service_(data_plane_, checkpoint_plane_),
+        base_model_service_(control_plane_, bases_) {
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(-1);
     builder.SetMaxSendMessageSize(-1);
     builder.RegisterService(&adapter_service_);
     builder.RegisterService(&projection_service_);
     builder.RegisterService(&merge_service_);
+    builder.RegisterService(&base_model_service_);
     server_ = builder.BuildAndStart();
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(-1);
@@ -89,6 +93,7 @@ class TestServer {
     adapters_ = v1::AdapterService::NewStub(channel_);
     projections_ = v1::ProjectionService::NewStub(channel_);
     merges_ = v1::MergeService::NewStub(channel_);
+    base_models_ = v1::BaseModelService::NewStub(channel_);
   }
   ~TestServer() { Shutdown(); }
 
@@ -126,6 +131,7 @@ class TestServer {
   v1::AdapterService::Stub& adapters() { return *adapters_; }
   v1::ProjectionService::Stub& projections() { return *projections_; }
   v1::MergeService::Stub& merges() { return *merges_; }
+  v1::BaseModelService::Stub& base_models() { return *base_models_; }
 
   Reply<v1::LoadAdapterResponse> Load(const v1::LoadAdapterRequest& request) {
     return Call(&v1::AdapterService::Stub::LoadAdapter, adapters_, request);
@@ -227,9 +233,12 @@ class TestServer {
 
   AdapterOpener OpenerFor(const TestServerOptions& options) const {
     if (options.opener) return options.opener;
-    const auto roots = std::make_shared<const SourceRoots>(
+    return OpenFromRoots(Roots(), Roots(), content_ ? content_->roots() : nullptr, bases_.Finder());
+  }
+
+  std::shared_ptr<const SourceRoots> Roots() const {
+    return std::make_shared<const SourceRoots>(
         SourceRoots::Open({{"", dir_.path().string()}}).value());
-    return OpenFromRoots(roots, roots, content_ ? content_->roots() : nullptr);
   }
 
   std::unique_ptr<ContentStore> ContentFor(const TestServerOptions& options) const {
@@ -253,9 +262,12 @@ class TestServer {
   Kernels kernels_;
   ThreadPool io_pool_;
   const std::unique_ptr<ContentStore> content_;
+  const std::shared_ptr<MemoryBudget> budget_;
+  HostedBases bases_;
   AdapterRegistry registry_;
   Admission admission_;
   BufferPool buffers_{int64_t{64} << 20};
+  DoraGainCache dora_gains_;
   RpcEnvironment environment_;
   const v1::GetServerInfoResponse info_;
   ThreadPool workers_;
@@ -275,11 +287,13 @@ class TestServer {
   AdapterService adapter_service_;
   ProjectionService projection_service_;
   MergeService merge_service_;
+  BaseModelService base_model_service_;
   std::unique_ptr<grpc::Server> server_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::AdapterService::Stub> adapters_;
   std::unique_ptr<v1::ProjectionService::Stub> projections_;
   std::unique_ptr<v1::MergeService::Stub> merges_;
+  std::unique_ptr<v1::BaseModelService::Stub> base_models_;
 };
 
 }  // namespace adapterd

@@ -67,6 +67,7 @@ TEST(ReconcileTest, WhatIsThereIsHeldAgainstItsSpec) {
          a.source_spec = {"", "base", "checkpoint", "stored"};
        }},
       {"another base_model", kReplace, [](auto& d, auto&) { d.source.base_model = "other"; }},
+      {"another hosted_base", kReplace, [](auto& d, auto&) { d.source.hosted_base = "other"; }},
       {"another base_checkpoint", kReplace,
        [](auto& d, auto&) { d.source.base_checkpoint = "other"; }},
       {"another pinned", kReplace, [](auto& d, auto&) { d.pinned = true; }},

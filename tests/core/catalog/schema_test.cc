@@ -60,6 +60,15 @@ TEST_F(SchemaTest, TheCataloguesOwnMigrationsMarkTheFileAsOurs) {
   EXPECT_EQ(Ask("PRAGMA user_version"), static_cast<int64_t>(CatalogueMigrations().size()));
 }
 
+TEST_F(SchemaTest, ARevisionOfTheFirstVersionHasNoHostedBase) {
+  ASSERT_THAT(CheckAndMigrate(*database_, CatalogueMigrations().first(1)), IsOk());
+  ASSERT_THAT(database_->Execute("INSERT INTO revisions VALUES ('a', 0, 'r', 'd', 'w', 's', 'b', "
+                                 "'c', 'k', 1, 2, 3, '[]', '{}')"),
+              IsOk());
+  ASSERT_THAT(CheckAndMigrate(*database_, CatalogueMigrations()), IsOk());
+  EXPECT_EQ(Ask("SELECT count(*) FROM revisions WHERE hosted_base = ''"), 1);
+}
+
 TEST_F(SchemaTest, AWriteLockOfAnotherConnectionIsUnavailableNotCorrupt) {
   ASSERT_THAT(database_->Execute("CREATE TABLE one (x); BEGIN IMMEDIATE"), IsOk());
   ASSERT_OK_AND_ASSIGN(auto other, SqliteDatabase::Open(dir_ / "file", "the other"));

@@ -7,6 +7,7 @@
 #include <latch>
 #include <mutex>
 
+#include "core/compute/base_product.h"
 #include "oneapi/dnnl/dnnl.h"
 #include "tests/core/compute/projection_fixture.h"
 
@@ -162,6 +163,30 @@ TEST_P(OneDnnCallsTest, WhatOurOwnLoopsDoNotTakeIsOneDnns) {
   EXPECT_EQ(lines, products) << log;
   // Two products of each module and block, of at most 64 rows.
   EXPECT_GE(lines, 2 * 2 * 4) << log;
+}
+
+// A decode step of a base model; more rows are packed first.
+TEST(BaseProductCallsTest, AWarmProductOfFewRowsAllocatesNothingAndNeedsNoOneDnn) {
+  const auto weight = TestMatrix::Random(DType::kBF16, kOut, kIn, 1);
+  const Nf4Matrix quantised(weight.view(), 64);
+  const auto input = TestMatrix::Random(DType::kBF16, 2, kIn, 2);
+  std::vector<float> sums(2 * kOut);
+  const BaseRun runs[] = {{1, {weight.view()}}, {1, {&quantised}}};
+  ThreadPool nobody("nobody", 1);
+  const auto multiply = [&] {
+    return MultiplyBase(SharedKernels(), nobody, input.view(), runs, sums.data(), Cancellation())
+        .ok();
+  };
+  ASSERT_TRUE(multiply());
+  products = 0;
+  allocations = 0;
+  counting = true;
+  bool ok = true;
+  for (int call = 0; call < 100; ++call) ok = ok && multiply();
+  counting = false;
+  EXPECT_TRUE(ok);
+  EXPECT_EQ(allocations, 0);
+  EXPECT_EQ(products, 0);
 }
 
 }  // namespace
