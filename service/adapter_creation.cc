@@ -16,13 +16,13 @@ namespace {
 
 // A field that only a geometry takes.
 absl::Status CheckOnlyTensors(const v1::CreateAdapterRequest& request) {
-  const char* field = request.target_modules_size() > 0           ? "target_modules"
-                      : request.has_rank()                        ? "rank"
-                      : request.has_alpha()                       ? "alpha"
-                      : request.use_rslora()                      ? "use_rslora"
-                      : request.seed() != 0                       ? "seed"
+  const char* field = request.target_modules_size() > 0              ? "target_modules"
+                      : request.has_rank()                           ? "rank"
+                      : request.has_alpha()                          ? "alpha"
+                      : request.use_rslora()                         ? "use_rslora"
+                      : request.seed() != 0                          ? "seed"
                       : request.dtype() != v1::DATA_TYPE_UNSPECIFIED ? "dtype"
-                                                                  : nullptr;
+                                                                     : nullptr;
   if (field == nullptr) return absl::OkStatus();
   return FieldError(field, "nothing beside tensors, which say it themselves", "a value");
 }
@@ -115,11 +115,10 @@ grpc::ServerUnaryReactor* AdapterService::CreateAdapter(grpc::CallbackServerCont
   LoadRequest load;
   load.name = request->name();
   load.keep_options = true;
-  ServeMade(plane_, call, std::move(load), response,
-            [request]() -> absl::StatusOr<MadeAdapter> {
-              RETURN_IF_ERROR(CheckAdapterName(request->name(), "name"));
-              return MadeFromProto(*request);
-            });
+  ServeMade(plane_, call, std::move(load), response, [request]() -> absl::StatusOr<MadeAdapter> {
+    RETURN_IF_ERROR(CheckAdapterName(request->name(), "name"));
+    return MadeFromProto(*request);
+  });
   return call.get();
 }
 

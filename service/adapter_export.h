@@ -22,7 +22,8 @@ absl::Status CheckExport(const v1::ExportAdapterRequest& request);
 absl::Status FillTensors(const RpcCall& call, const v1::GetAdapterTensorsRequest& request,
                          const AdapterHandle& adapter, v1::GetAdapterTensorsResponse& response);
 
-// A tensor in the form of core/adapter's ModuleTensors: experts one after the other. `module` has it.
+// A tensor in the form of core/adapter's ModuleTensors: experts one after the other. `module` has
+// it.
 Tensor TensorOf(const AdapterHandle& adapter, size_t module, TensorRole role);
 
 // Hands every message of the stream to `write`, and stops at its first error.

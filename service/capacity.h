@@ -8,9 +8,9 @@
 
 namespace adapterd {
 
-// Fills `response`; changes nothing. INVALID_FIELD (negative sizes, no subject, errors of ModulesOf,
-// a rank above the smaller side of a module), UNSUPPORTED_DTYPE, SHAPE_MISMATCH (sizes that
-// overflow); for an adapter: ADAPTER_NOT_FOUND (also while it is loaded for the first time),
+// Fills `response`; changes nothing. INVALID_FIELD (negative sizes, no subject, errors of
+// ModulesOf, a rank above the smaller side of a module), UNSUPPORTED_DTYPE, SHAPE_MISMATCH (sizes
+// that overflow); for an adapter: ADAPTER_NOT_FOUND (also while it is loaded for the first time),
 // REVISION_MISMATCH, ADAPTER_FAILED.
 absl::Status FillCapacity(const AdapterRegistry& registry,
                           const v1::EstimateCapacityRequest& request,

@@ -19,9 +19,8 @@ struct Loading {
 
 void Discard(const std::shared_ptr<Loading>& loading, absl::StatusOr<LoadResult> result) {
   loading->stored = StoredContent();
-  loading->plane.collector.Request([loading, result = std::move(result)]() mutable {
-    loading->done(std::move(result));
-  });
+  loading->plane.collector.Request(
+      [loading, result = std::move(result)]() mutable { loading->done(std::move(result)); });
 }
 
 void Ended(const std::shared_ptr<Loading>& loading, absl::StatusOr<LoadResult> result) {
@@ -49,9 +48,10 @@ void Ended(const std::shared_ptr<Loading>& loading, absl::StatusOr<LoadResult> r
 absl::Status CheckStore(const ControlPlane& plane) {
   if (plane.draining) return Error(Reason::kDraining, "the server is shutting down");
   if (plane.content == nullptr) {
-    return Error(Reason::kNoDataDir,
-                 "there is no folder to write adapters to: the server needs --data-dir, or a folder "
-                 "for temporary files that it may write to");
+    return Error(
+        Reason::kNoDataDir,
+        "there is no folder to write adapters to: the server needs --data-dir, or a folder "
+        "for temporary files that it may write to");
   }
   return absl::OkStatus();
 }

@@ -20,8 +20,8 @@ namespace adapterd {
 absl::Status CheckStore(const ControlPlane& plane);
 
 // Loads `stored` as `load`, whose source is set here. `done` runs once, when the load has ended and
-// content that no adapter names any more is gone: this one too, when the load failed or `load` was a
-// no-op, and always in a temporary store, from which nothing is read again.
+// content that no adapter names any more is gone: this one too, when the load failed or `load` was
+// a no-op, and always in a temporary store, from which nothing is read again.
 AdapterRegistry::TicketPtr LoadStored(ControlPlane& plane, StoredContent stored, LoadRequest load,
                                       AdapterRegistry::Done<LoadResult> done);
 

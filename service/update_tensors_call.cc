@@ -48,10 +48,10 @@ absl::Status CheckFactor(const FloatTensor& tensor, const ModuleInfo& info, Tens
   }
   const Shape shape = ShapeOf(info, role);
   if (tensor.shape() != shape) {
-    return Refused(Reason::kShapeMismatch, field,
-                   fmt::format("expected {}, found {}", ShapeString(shape),
-                               ShapeString(tensor.shape())),
-                   info.path);
+    return Refused(
+        Reason::kShapeMismatch, field,
+        fmt::format("expected {}, found {}", ShapeString(shape), ShapeString(tensor.shape())),
+        info.path);
   }
   return absl::OkStatus();
 }
@@ -66,8 +66,7 @@ grpc::ServerReadReactor<v1::UpdateAdapterTensorsRequest>* AdapterService::Update
 std::shared_ptr<UpdateTensorsCall> UpdateTensorsCall::Start(
     ControlPlane& plane, RpcMetrics& metrics, grpc::CallbackServerContext* context,
     v1::UpdateAdapterTensorsResponse* response) {
-  std::shared_ptr<UpdateTensorsCall> call(
-      new UpdateTensorsCall(plane, metrics, context, response));
+  std::shared_ptr<UpdateTensorsCall> call(new UpdateTensorsCall(plane, metrics, context, response));
   call->self_ = call;
   absl::Status status = call->record_.Admit();
   if (status.ok()) status = CheckStore(plane);
@@ -137,9 +136,8 @@ void UpdateTensorsCall::Acquire() {
   auto ticket = plane_.registry.Acquire(
       {{load_.name, ""}}, /*skip_disabled=*/false,
       [call = shared_from_this()](absl::StatusOr<std::vector<AdapterHandle>> handles) {
-        call->plane_.io_pool.Submit([call, handles = std::move(handles)]() mutable {
-          call->Acquired(std::move(handles));
-        });
+        call->plane_.io_pool.Submit(
+            [call, handles = std::move(handles)]() mutable { call->Acquired(std::move(handles)); });
       });
   record_.WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
 }
@@ -170,8 +168,8 @@ absl::Status UpdateTensorsCall::TakeTensors(std::unique_ptr<v1::UpdatedTensors> 
   if (load_.name.empty()) return FieldError("start", "it as the first message", "tensor");
   const std::string path = tensors->path();
   if (!tensors->has_lora_a() && !tensors->has_lora_b()) {
-    return Refused(Reason::kInvalidField, "tensor", "expected lora_a, lora_b or both, found neither",
-                   path);
+    return Refused(Reason::kInvalidField, "tensor",
+                   "expected lora_a, lora_b or both, found neither", path);
   }
   Update update;
   if (tensors->has_lora_a()) {
@@ -185,8 +183,8 @@ absl::Status UpdateTensorsCall::TakeTensors(std::unique_ptr<v1::UpdatedTensors> 
   for (const TensorRole role : {TensorRole::kLoraA, TensorRole::kLoraB}) {
     const std::optional<FloatTensor>& tensor = update.Factor(role);
     if (!tensor) continue;
-    RETURN_IF_ERROR(CheckFinite({tensor->dtype(), tensor->shape(), tensor->bytes()},
-                                FieldOf(role), path));
+    RETURN_IF_ERROR(
+        CheckFinite({tensor->dtype(), tensor->shape(), tensor->bytes()}, FieldOf(role), path));
   }
   if (updates_.emplace(path, std::move(update)).second) return absl::OkStatus();
   return Refused(Reason::kInvalidField, "tensor.path", "expected it once, found a second update",
@@ -241,11 +239,10 @@ void UpdateTensorsCall::Publish() {
   });
   if (!status.ok()) return End(status);
   adapter_ = AdapterHandle();  // so that it can make room
-  auto ticket =
-      LoadStored(plane_, std::move(stored), load_,
-                 [call = shared_from_this()](const absl::StatusOr<LoadResult>& result) {
-                   call->plane_.io_pool.Submit([call, result] { call->Loaded(result); });
-                 });
+  auto ticket = LoadStored(plane_, std::move(stored), load_,
+                           [call = shared_from_this()](const absl::StatusOr<LoadResult>& result) {
+                             call->plane_.io_pool.Submit([call, result] { call->Loaded(result); });
+                           });
   record_.WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
 }
 

@@ -25,8 +25,8 @@ namespace adapterd {
 
 // Collects new factors, each checked against the adapter as it comes, and publishes them together
 // with the factors that stay as a new revision. Holds at most one set of the adapter's factors: no
-// module comes twice. When another update of the adapter was faster and the client gave no etag, the
-// new factors are put on top of that one's: updates of different modules all count.
+// module comes twice. When another update of the adapter was faster and the client gave no etag,
+// the new factors are put on top of that one's: updates of different modules all count.
 //
 // Shared by gRPC (until OnDone) and by the step that goes on. Threads: one step at a time, on the
 // I/O pool.
@@ -80,7 +80,7 @@ class UpdateTensorsCall final : public grpc::ServerReadReactor<v1::UpdateAdapter
 
   // Of the step that goes on.
   v1::UpdateAdapterTensorsRequest message_;
-  LoadRequest load_;      // without a name until `start` has come
+  LoadRequest load_;       // without a name until `start` has come
   AdapterHandle adapter_;  // what the new revision is made of; empty while it is loaded
   bool all_here_ = false;  // the client has closed its side
   std::map<std::string, Update> updates_;  // by path

@@ -96,9 +96,10 @@ void UploadCall::CommitAndLoad() {
   StoredContent stored;
   const absl::Status status = GuardedCall([&] { return Commit(stored); });
   if (!status.ok()) return End(status);
-  auto ticket = LoadStored(
-      plane_, std::move(stored), std::move(load_),
-      [call = shared_from_this()](const absl::StatusOr<LoadResult>& result) { call->Loaded(result); });
+  auto ticket = LoadStored(plane_, std::move(stored), std::move(load_),
+                           [call = shared_from_this()](const absl::StatusOr<LoadResult>& result) {
+                             call->Loaded(result);
+                           });
   record_.WhenCancelled([this, ticket] { plane_.registry.Cancel(ticket); });
 }
 

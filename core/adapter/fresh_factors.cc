@@ -51,8 +51,7 @@ float Normal(RandomStream& random) {
     uint64_t games = k + 1;
     while (games > 0 && WinsGame(random, k, fraction)) --games;
     if (games > 0) continue;
-    const double magnitude =
-        static_cast<double>(k) + static_cast<double>(fraction >> 11) * 0x1p-53;
+    const double magnitude = static_cast<double>(k) + static_cast<double>(fraction >> 11) * 0x1p-53;
     return static_cast<float>(random.Next() >> 63 == 0 ? magnitude : -magnitude);
   }
 }
@@ -74,8 +73,8 @@ void FillNormal(RandomStream& random, std::span<float> values) {
 Tensor FreshFactor(const ModuleInfo& module, TensorRole role, uint64_t seed) {
   const bool is_a = role == TensorRole::kLoraA;
   const bool is_embedding = module.kind == ModuleKind::kEmbedding;
-  const Shape shape = is_a ? Shape{module.rank, module.in_features}
-                           : Shape{module.out_features, module.rank};
+  const Shape shape =
+      is_a ? Shape{module.rank, module.in_features} : Shape{module.out_features, module.rank};
   const DType dtype = is_a ? module.lora_a_dtype : module.lora_b_dtype;
   const int64_t count = shape[0] * shape[1];
   AlignedBuffer bytes(static_cast<size_t>(count * FloatBytes(dtype)));
@@ -83,8 +82,7 @@ Tensor FreshFactor(const ModuleInfo& module, TensorRole role, uint64_t seed) {
     std::memset(bytes.data(), 0, bytes.size());
     return Tensor(dtype, shape, std::move(bytes));
   }
-  RandomStream random =
-      RandomStream::For(seed, fmt::format("{}\n{}", RoleName(role), module.path));
+  RandomStream random = RandomStream::For(seed, fmt::format("{}\n{}", RoleName(role), module.path));
   std::vector<float> values(static_cast<size_t>(count));
   if (is_embedding) {
     FillNormal(random, values);

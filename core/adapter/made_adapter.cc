@@ -44,7 +44,8 @@ absl::Status CheckModulePath(std::string_view path, const std::string& field) {
   const auto dots = static_cast<size_t>(std::count(path.begin(), path.end(), '.'));
   const bool fits = path.size() + kPrefix.size() + kSuffix.size() <= kMaxTensorNameBytes &&
                     dots + 5 <= kMaxPathComponents;  // with prefix and suffix
-  const bool is_plain = !HasEmptyComponent(path) && std::none_of(path.begin(), path.end(), IsControl);
+  const bool is_plain =
+      !HasEmptyComponent(path) && std::none_of(path.begin(), path.end(), IsControl);
   if (fits && is_plain && IsReadAs(path)) return absl::OkStatus();
   return Error(Reason::kInvalidField,
                fmt::format("{}: expected the path of a module in the base model, without "

@@ -29,8 +29,8 @@ struct MadeAdapter {
 // "base_layer"). `field` is what errors call it.
 absl::Status CheckModulePath(std::string_view path, const std::string& field);
 
-// The manifest of pairs that have path, kind, shapes, alpha and types: fills in scales (alpha / rank,
-// with rsLoRA alpha / sqrt(rank)), names of tensors, method and index, and sorts by path.
+// The manifest of pairs that have path, kind, shapes, alpha and types: fills in scales (alpha /
+// rank, with rsLoRA alpha / sqrt(rank)), names of tensors, method and index, and sorts by path.
 // REQUIRES: paths that CheckModulePath accepts, no two equal.
 AdapterManifest ManifestOfPairs(std::vector<ModuleInfo> pairs, bool use_rslora);
 

@@ -56,8 +56,8 @@ absl::StatusOr<const Target*> FindTarget(const std::string& name, const std::str
     if (target.name == name) return &target;
     known.push_back(target.name);
   }
-  return Invalid(field, fmt::format("expected one of {}, found {}", fmt::join(known, ", "),
-                                    Quoted(name)));
+  return Invalid(field,
+                 fmt::format("expected one of {}, found {}", fmt::join(known, ", "), Quoted(name)));
 }
 
 absl::Status CheckSize(std::string_view name, int64_t size, int64_t least) {
@@ -96,7 +96,8 @@ class Shapes {
       }
       case Width::kVocab:
         if (!geometry_.vocab_size) {
-          return Invalid("geometry.vocab_size", "expected one for embed_tokens and lm_head, found none");
+          return Invalid("geometry.vocab_size",
+                         "expected one for embed_tokens and lm_head, found none");
         }
         return Needed("vocab_size", *geometry_.vocab_size);
       default:
@@ -115,10 +116,11 @@ class Shapes {
     ASSIGN_OR_RETURN(const int64_t hidden, Of(Width::kHidden));
     if (heads == 0) return 0;
     if (hidden % heads == 0) return hidden / heads;
-    return Invalid("geometry.head_dim",
-                   fmt::format("expected one, because {} attention heads do not divide a hidden_size "
-                               "of {}, found none",
-                               heads, hidden));
+    return Invalid(
+        "geometry.head_dim",
+        fmt::format("expected one, because {} attention heads do not divide a hidden_size "
+                    "of {}, found none",
+                    heads, hidden));
   }
 
   // Of queries, of keys (or values), or of all three next to each other.
@@ -129,9 +131,9 @@ class Shapes {
     const int64_t kv_heads =
         geometry_.num_key_value_heads == 0 ? heads : geometry_.num_key_value_heads;
     if (heads > 0 && heads % kv_heads != 0) {
-      return Invalid("geometry.num_key_value_heads",
-                     fmt::format("expected a divisor of the {} attention heads, found {}", heads,
-                                 kv_heads));
+      return Invalid(
+          "geometry.num_key_value_heads",
+          fmt::format("expected a divisor of the {} attention heads, found {}", heads, kv_heads));
     }
     const int64_t of_heads = width == Width::kQuery      ? heads
                              : width == Width::kKeyValue ? kv_heads
@@ -158,9 +160,9 @@ absl::Status CheckTemplates(const ModelGeometry& geometry) {
     RETURN_IF_ERROR(FindTarget(name, "geometry.path_templates").status());
     const std::string rest = Filled(Filled(pattern, "{layer}", ""), "{target}", "");
     if (rest.find_first_of("{}") == std::string::npos) continue;
-    return Invalid("geometry.path_templates",
-                   fmt::format("expected no braces but {{layer}} and {{target}}, found {}",
-                               Quoted(pattern)));
+    return Invalid(
+        "geometry.path_templates",
+        fmt::format("expected no braces but {{layer}} and {{target}}, found {}", Quoted(pattern)));
   }
   return absl::OkStatus();
 }
@@ -170,9 +172,9 @@ absl::Status CheckTemplates(const ModelGeometry& geometry) {
 absl::Status AddModules(const ModelGeometry& geometry, const Shapes& shapes, const Target& target,
                         std::vector<ModuleInfo>& modules) {
   const auto given = geometry.path_templates.find(std::string(target.name));
-  const std::string pattern = Filled(
-      given == geometry.path_templates.end() ? std::string(target.path) : given->second, "{target}",
-      target.name);
+  const std::string pattern =
+      Filled(given == geometry.path_templates.end() ? std::string(target.path) : given->second,
+             "{target}", target.name);
   ModuleInfo module;
   module.kind = target.kind;
   ASSIGN_OR_RETURN(module.in_features, shapes.Of(target.in));
@@ -210,16 +212,16 @@ absl::StatusOr<std::vector<ModuleInfo>> ModulesOf(const ModelGeometry& geometry,
     const std::string field = fmt::format("target_modules[{}]", i);
     ASSIGN_OR_RETURN(const Target* target, FindTarget(targets[i], field));
     if (!seen.insert(targets[i]).second) {
-      return Invalid(field, fmt::format("expected each target once, found {} again",
-                                        Quoted(targets[i])));
+      return Invalid(field,
+                     fmt::format("expected each target once, found {} again", Quoted(targets[i])));
     }
     RETURN_IF_ERROR(AddModules(geometry, shapes, *target, modules));
   }
   const auto by_path = [](const ModuleInfo& x, const ModuleInfo& y) { return x.path < y.path; };
   std::sort(modules.begin(), modules.end(), by_path);
-  const auto twice = std::adjacent_find(
-      modules.begin(), modules.end(),
-      [](const ModuleInfo& x, const ModuleInfo& y) { return x.path == y.path; });
+  const auto twice =
+      std::adjacent_find(modules.begin(), modules.end(),
+                         [](const ModuleInfo& x, const ModuleInfo& y) { return x.path == y.path; });
   if (twice == modules.end()) return modules;
   return Invalid("geometry.path_templates",
                  fmt::format("expected a path of its own for each module, found {} twice",

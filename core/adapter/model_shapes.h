@@ -22,7 +22,8 @@ struct ModelGeometry {
   int64_t num_key_value_heads = 0;  // 0: as many as attention heads
   std::optional<int64_t> head_dim;  // unset: hidden_size / num_attention_heads
   std::optional<int64_t> vocab_size;
-  // By target: its path, in which {layer} stands for the layer's number and {target} for the target.
+  // By target: its path, in which {layer} stands for the layer's number and {target} for the
+  // target.
   std::map<std::string, std::string> path_templates;
 };
 
@@ -33,14 +34,14 @@ enum class ZeroSizes { kRefused, kAllowed };
 //
 //   q_proj          hidden -> heads x head_dim         gate_proj, up_proj  hidden -> intermediate
 //   k_proj, v_proj  hidden -> kv_heads x head_dim      down_proj           intermediate -> hidden
-//   o_proj          heads x head_dim -> hidden         gate_up_proj        hidden -> 2 x intermediate
-//   qkv_proj        hidden -> (heads + 2 x kv_heads) x head_dim
-//   embed_tokens    an embedding, vocab -> hidden      lm_head             hidden -> vocab
+//   o_proj          heads x head_dim -> hidden         gate_up_proj        hidden -> 2 x
+//   intermediate qkv_proj        hidden -> (heads + 2 x kv_heads) x head_dim embed_tokens    an
+//   embedding, vocab -> hidden      lm_head             hidden -> vocab
 //
-// INVALID_FIELD, naming the field: no target, an unknown one, or one twice; sizes that a target needs
-// and that are missing (or 0, if that is refused), negative ones of any kind, heads that do not
-// divide, more than kMaxGeometrySize or, together, kMaxMadeModules; templates that give two modules
-// one path or a path that CheckModulePath refuses.
+// INVALID_FIELD, naming the field: no target, an unknown one, or one twice; sizes that a target
+// needs and that are missing (or 0, if that is refused), negative ones of any kind, heads that do
+// not divide, more than kMaxGeometrySize or, together, kMaxMadeModules; templates that give two
+// modules one path or a path that CheckModulePath refuses.
 absl::StatusOr<std::vector<ModuleInfo>> ModulesOf(const ModelGeometry& geometry,
                                                   const std::vector<std::string>& targets,
                                                   ZeroSizes zero_sizes = ZeroSizes::kRefused);

@@ -38,14 +38,15 @@ absl::Status CheckRank(int64_t rank, const ModuleInfo& module) {
 absl::Status CheckFactor(const std::optional<GivenTensor>& tensor, const std::string& field,
                          const std::string& module) {
   if (!tensor) {
-    return Invalid(Reason::kInvalidAdapter, field, "expected both factors of the module, found none")
+    return Invalid(Reason::kInvalidAdapter, field,
+                   "expected both factors of the module, found none")
         .With("module", Printable(module));
   }
   const bool is_matrix = tensor->shape.size() == 2 && tensor->shape[0] > 0 && tensor->shape[1] > 0;
   if (!is_matrix) {
-    return Invalid(Reason::kInvalidAdapter, field,
-                   fmt::format("expected two dimensions above 0, found {}",
-                               ShapeString(tensor->shape)))
+    return Invalid(
+               Reason::kInvalidAdapter, field,
+               fmt::format("expected two dimensions above 0, found {}", ShapeString(tensor->shape)))
         .With("module", Printable(module));
   }
   return CheckFinite(*tensor, field, module);
@@ -57,9 +58,10 @@ absl::StatusOr<ModuleInfo> InfoOf(const GivenPair& pair, const std::string& fiel
   RETURN_IF_ERROR(CheckFactor(pair.lora_b, field + ".lora_b", pair.path));
   const int64_t rank = pair.lora_a->shape[0];
   if (pair.lora_b->shape[1] != rank) {
-    return Invalid(Reason::kInvalidAdapter, field,
-                   fmt::format("expected lora_b [out_features, {}] beside lora_a {}, found {}", rank,
-                               ShapeString(pair.lora_a->shape), ShapeString(pair.lora_b->shape)))
+    return Invalid(
+               Reason::kInvalidAdapter, field,
+               fmt::format("expected lora_b [out_features, {}] beside lora_a {}, found {}", rank,
+                           ShapeString(pair.lora_a->shape), ShapeString(pair.lora_b->shape)))
         .With("module", Printable(pair.path));
   }
   ModuleInfo info;
@@ -124,9 +126,8 @@ absl::StatusOr<MadeAdapter> MakeFromPairs(std::vector<GivenPair> pairs) {
   std::sort(pairs.begin(), pairs.end(),  // as the manifest
             [](const GivenPair& x, const GivenPair& y) { return x.path < y.path; });
   const auto twice =
-      std::adjacent_find(pairs.begin(), pairs.end(), [](const GivenPair& x, const GivenPair& y) {
-        return x.path == y.path;
-      });
+      std::adjacent_find(pairs.begin(), pairs.end(),
+                         [](const GivenPair& x, const GivenPair& y) { return x.path == y.path; });
   if (twice != pairs.end()) {
     return Invalid(Reason::kInvalidField, std::string(kGivenPairsField),
                    fmt::format("expected each path once, found {} twice", Quoted(twice->path)));

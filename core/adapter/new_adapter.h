@@ -39,7 +39,7 @@ struct GivenTensor {
 
 struct GivenPair {
   std::string path;
-  std::optional<double> alpha;  // unset: the rank, which is scale 1
+  std::optional<double> alpha;        // unset: the rank, which is scale 1
   std::optional<GivenTensor> lora_a;  // [rank, in_features]
   std::optional<GivenTensor> lora_b;  // [out_features, rank]
 };
@@ -47,12 +47,13 @@ struct GivenPair {
 inline constexpr std::string_view kGivenPairsField = "tensors.modules";
 
 // The result reads the tensors' memory. Errors name kGivenPairsField: INVALID_FIELD (no pair, too
-// many, a path that CheckModulePath refuses or that is there twice, an alpha that is not above 0 and
-// finite), INVALID_ADAPTER (one factor without the other, not two dimensions, none of an element,
-// ranks that differ), NON_FINITE_WEIGHTS.
+// many, a path that CheckModulePath refuses or that is there twice, an alpha that is not above 0
+// and finite), INVALID_ADAPTER (one factor without the other, not two dimensions, none of an
+// element, ranks that differ), NON_FINITE_WEIGHTS.
 absl::StatusOr<MadeAdapter> MakeFromPairs(std::vector<GivenPair> pairs);
 
-// NON_FINITE_WEIGHTS when an element is NaN or infinite; `field` is what the message calls the tensor.
+// NON_FINITE_WEIGHTS when an element is NaN or infinite; `field` is what the message calls the
+// tensor.
 absl::Status CheckFinite(const GivenTensor& tensor, const std::string& field,
                          const std::string& module);
 

@@ -9,13 +9,14 @@ namespace adapterd {
 
 // SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014; Vigna's
 // constants, prng.di.unimi.it/splitmix64.c): whole numbers alone, so that no compiler, libm or CPU
-// changes a bit. Passes BigCrush; not for secrets. Not thread-safe; costs about a nanosecond a number.
+// changes a bit. Passes BigCrush; not for secrets. Not thread-safe; costs about a nanosecond a
+// number.
 class RandomStream {
  public:
   explicit RandomStream(uint64_t state) : state_(state) {}
 
-  // The stream of `seed` for one purpose: what is drawn for one does not depend on what is drawn for
-  // others, nor on their order. Its state is the first 16 hex digits of the SHA-256 of
+  // The stream of `seed` for one purpose: what is drawn for one does not depend on what is drawn
+  // for others, nor on their order. Its state is the first 16 hex digits of the SHA-256 of
   // "adapterd-random-v1\n", the seed in decimal, "\n" and `purpose`.
   static RandomStream For(uint64_t seed, std::string_view purpose);
 

@@ -61,8 +61,8 @@ void ForEachBlock(const Kernels::Impl& kernels, int64_t input_cols,
       while (next < segments.size() && std::ranges::equal(segments[next].terms, terms)) {
         end += segments[next++].rows;
       }
-      int64_t block_rows = BlockRows(kernels, terms, end - row,
-                                     ScratchBytesPerRow(input_cols, target, terms));
+      int64_t block_rows =
+          BlockRows(kernels, terms, end - row, ScratchBytesPerRow(input_cols, target, terms));
       while (row < end) {
         const int64_t left = end - row;
         while (block_rows > left && block_rows > kMinSplit) block_rows /= 2;

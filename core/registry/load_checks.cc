@@ -73,8 +73,8 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
       request.source.base_checkpoint == current.info->source.base_checkpoint &&
       request.source.hosted_base == current.info->source.hosted_base &&
       manifest.base_model == current.info->description.base_model;
-  const bool same_options = request.keep_options || (request.pinned == current.pinned &&
-                                                     request.labels == current.labels);
+  const bool same_options = request.keep_options ||
+                            (request.pinned == current.pinned && request.labels == current.labels);
   if (same_content && same_options) return Comparison::kSame;
   if (!request.replace) {
     return IsThereWithOther(same_content ? "options" : "content", request, revision, current);

@@ -174,8 +174,8 @@ LoadedState AdapterRegistry::CurrentOf(const std::string& name) const {
   if (it == entries_.end() || it->second.state.current == nullptr) return {};
   const Entry& entry = it->second;
   const Record& record = *entry.state.current;
-  return {record.info, record.identity,    record.opened_at,  record.lease != nullptr,
-          entry.state.etag, entry.owner, entry.state.pinned, entry.state.labels};
+  return {record.info,      record.identity, record.opened_at,   record.lease != nullptr,
+          entry.state.etag, entry.owner,     entry.state.pinned, entry.state.labels};
 }
 
 absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const LoadedState& current, const Job& job,

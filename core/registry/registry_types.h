@@ -31,8 +31,8 @@ struct LoadRequest {
   bool pinned = false;
   Labels labels;
   bool replace = false;
-  // True: `pinned` and `labels` are for a new name alone; those of a name in use stay, whatever they
-  // are, also when its content is replaced.
+  // True: `pinned` and `labels` are for a new name alone; those of a name in use stay, whatever
+  // they are, also when its content is replaced.
   bool keep_options = false;
   // What the name must have when the load begins, else REVISION_MISMATCH or ETAG_MISMATCH: for
   // content that was made of it. Empty: anything.

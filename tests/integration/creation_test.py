@@ -47,7 +47,8 @@ def modules_of(layers=2):
 def tensors_message(tensors):
     """AdapterTensors of a PEFT file's Arrays."""
     message = creation.AdapterTensors()
-    paths = sorted({name.split("model.", 1)[1].rsplit(".lora_", 1)[0] for name in tensors})
+    paths = sorted({name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
+                    for name in tensors})
     for path in paths:
         message.modules.add(path=path, **{
             f"lora_{factor}": tensors[f"base_model.model.{path}.lora_{factor.upper()}.weight"].proto()
@@ -146,8 +147,9 @@ class FreshTest(CreationTest):
         self.expect_nothing_left()
 
     def test_it_is_evicted_only_where_it_can_be_read_again(self):
-        one = self.estimate(geometry=geometry()).bytes_per_adapter
-        self.server.stop()
+        one = self.estimate(geometry=geometry(), rank=8).bytes_per_adapter
+        self.server.terminate()
+        self.server.wait()
         self.serve(f"--memory-budget={one + one // 2}")
         self.create("a", geometry=geometry())
         self.create("b", geometry=geometry(), seed=1)

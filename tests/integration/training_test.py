@@ -124,7 +124,8 @@ class PushTest(TrainingTest):
         self.assertEqual(self.client.get("a").revision, updated.revision)
 
     def test_a_kept_revision_can_be_rolled_back_to(self):
-        self.server.stop()
+        self.server.terminate()
+        self.server.wait()
         self.serve(f"--data-dir={self.data}", "--keep-revisions=1")
         before = self.output()
         self.push(start(), tensor(Q0, lora_a=whole((2, 8), 1).proto()))

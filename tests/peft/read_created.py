@@ -2,7 +2,7 @@
 
     read_created.py FOLDER CONFIG     CONFIG: the model's LlamaConfig as JSON
 
-The model's own weights are on the meta device: only their shapes are needed. Prints one JSON object:
+The model's own weights are memory that nobody touches: only their shapes are needed. Prints one JSON object:
 modules, largest (of |B A|), and of A times sqrt(in_features): mean, deviation, largest, kolmogorov (the
 distance to the uniform distribution on [-1, 1], times the root of the number of draws).
 """
@@ -21,10 +21,11 @@ from compare_exports import MISREAD
 
 def read(folder, config):
     with torch.device("meta"):
-        base = LlamaForCausalLM(LlamaConfig(**config))
+        base = LlamaForCausalLM(LlamaConfig(**config, dtype="bfloat16")).bfloat16()
+    base = base.to_empty(device="cpu")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True, torch_device="cpu")
+        model = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True)
     misread = [str(w.message) for w in caught
                if any(words in str(w.message).lower() for words in MISREAD)]
     if misread:

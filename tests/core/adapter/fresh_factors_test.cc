@@ -61,8 +61,8 @@ double Kolmogorov(std::vector<float> values, const std::function<double(double)>
   for (size_t i = 0; i < values.size(); ++i) {
     const double expected = distribution(values[i]);
     const auto below = static_cast<double>(i);
-    distance = std::max({distance, std::abs(expected - below / n),
-                         std::abs((below + 1) / n - expected)});
+    distance =
+        std::max({distance, std::abs(expected - below / n), std::abs((below + 1) / n - expected)});
   }
   return distance * std::sqrt(n);
 }

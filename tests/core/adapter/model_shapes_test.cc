@@ -46,15 +46,14 @@ std::vector<std::string> Described(const ModelGeometry& geometry,
 TEST(ModelShapesTest, GroupedQueriesHaveNarrowKeysAndValues) {
   ModelGeometry geometry = Llama();
   geometry.num_layers = 1;
-  EXPECT_THAT(Described(geometry, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
-                                   "down_proj"}),
-              ElementsAre("model.layers.0.mlp.down_proj 4096x14336",
-                          "model.layers.0.mlp.gate_proj 14336x4096",
-                          "model.layers.0.mlp.up_proj 14336x4096",
-                          "model.layers.0.self_attn.k_proj 1024x4096",
-                          "model.layers.0.self_attn.o_proj 4096x4096",
-                          "model.layers.0.self_attn.q_proj 4096x4096",
-                          "model.layers.0.self_attn.v_proj 1024x4096"));
+  EXPECT_THAT(
+      Described(geometry,
+                {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+      ElementsAre(
+          "model.layers.0.mlp.down_proj 4096x14336", "model.layers.0.mlp.gate_proj 14336x4096",
+          "model.layers.0.mlp.up_proj 14336x4096", "model.layers.0.self_attn.k_proj 1024x4096",
+          "model.layers.0.self_attn.o_proj 4096x4096", "model.layers.0.self_attn.q_proj 4096x4096",
+          "model.layers.0.self_attn.v_proj 1024x4096"));
 }
 
 TEST(ModelShapesTest, WithoutKeyValueHeadsThereAreAsManyAsQueries) {
@@ -94,8 +93,7 @@ TEST(ModelShapesTest, FusedTargetsLieNextToEachOther) {
 
 TEST(ModelShapesTest, EmbeddingAndHeadAreOneModuleEach) {
   EXPECT_THAT(Described(Llama(), {"lm_head", "embed_tokens"}),
-              ElementsAre("lm_head 128256x4096",
-                          "model.embed_tokens (embedding) 4096x128256"));
+              ElementsAre("lm_head 128256x4096", "model.embed_tokens (embedding) 4096x128256"));
   ModelGeometry geometry;  // needs nothing of the layers
   geometry.hidden_size = 8;
   geometry.vocab_size = 100;
@@ -106,10 +104,10 @@ TEST(ModelShapesTest, TemplatesSayWhereAModelHasItsModules) {
   ModelGeometry geometry = Llama();
   geometry.path_templates = {{"q_proj", "transformer.h.{layer}.attn.{target}"},
                              {"lm_head", "language_model.lm_head"}};
-  EXPECT_THAT(Described(geometry, {"q_proj", "lm_head"}),
-              ElementsAre("language_model.lm_head 128256x4096",
-                          "transformer.h.0.attn.q_proj 4096x4096",
-                          "transformer.h.1.attn.q_proj 4096x4096"));
+  EXPECT_THAT(
+      Described(geometry, {"q_proj", "lm_head"}),
+      ElementsAre("language_model.lm_head 128256x4096", "transformer.h.0.attn.q_proj 4096x4096",
+                  "transformer.h.1.attn.q_proj 4096x4096"));
 }
 
 struct BadGeometry {

@@ -40,8 +40,7 @@ TEST(FreshAdapterTest, WithoutMoreItIsRank8Alpha16OfQueriesAndValues) {
   EXPECT_EQ(value.rank, 8);
   EXPECT_EQ(value.alpha, 16);
   EXPECT_EQ(value.scale, 2);
-  EXPECT_EQ(value.lora_a_tensor,
-            "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight");
+  EXPECT_EQ(value.lora_a_tensor, "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight");
   // 2 layers of r x (in + out): q 8 x (64 + 64), v 8 x (64 + 16).
   EXPECT_EQ(manifest.parameter_count(), 2 * 8 * (128 + 80));
   EXPECT_EQ(made->tensors(1, TensorRole::kLoraA).shape(), Shape({8, 64}));
@@ -152,13 +151,21 @@ TEST_F(GivenPairsTest, WhatIsWrongIsNamed) {
       {Reason::kInvalidAdapter, "tensors.modules[0].lora_a",
        [this](auto& pairs) { pairs[0].lora_a = Given({10}); }},
       {Reason::kInvalidAdapter, "tensors.modules[0].lora_a",
-       [this](auto& pairs) { pairs[0].lora_a = Given({0, 5}); }},
+       [this](auto& pairs) {
+         pairs[0].lora_a = Given({0, 5});
+       }},
       {Reason::kInvalidAdapter, "tensors.modules[0]",
-       [this](auto& pairs) { pairs[0].lora_b = Given({3, 4}); }},
+       [this](auto& pairs) {
+         pairs[0].lora_b = Given({3, 4});
+       }},
       {Reason::kNonFiniteWeights, "tensors.modules[1].lora_b",
-       [&](auto& pairs) { pairs[1].lora_b = Given({3, 2}, {0, inf}); }},
+       [&](auto& pairs) {
+         pairs[1].lora_b = Given({3, 2}, {0, inf});
+       }},
       {Reason::kNonFiniteWeights, "tensors.modules[1].lora_a",
-       [&](auto& pairs) { pairs[1].lora_a = Given({2, 5}, {static_cast<float>(kNaN)}); }},
+       [&](auto& pairs) {
+         pairs[1].lora_a = Given({2, 5}, {static_cast<float>(kNaN)});
+       }},
   };
   for (size_t i = 0; i < table.size(); ++i) {
     SCOPED_TRACE(fmt::format("row {}: {}", i, table[i].field));

@@ -25,8 +25,7 @@ TEST(RandomStreamTest, GivesThePublishedNumbers) {
 
 // printf 'adapterd-random-v1\n42\nlora_a' | sha256sum
 TEST(RandomStreamTest, BeginsAtTheDigestOfSeedAndPurpose) {
-  EXPECT_EQ(First(RandomStream::For(42, "lora_a"), 3),
-            First(RandomStream(0xf3868f838f1a13a4), 3));
+  EXPECT_EQ(First(RandomStream::For(42, "lora_a"), 3), First(RandomStream(0xf3868f838f1a13a4), 3));
 }
 
 TEST(RandomStreamTest, SeedsAndPurposesHaveStreamsOfTheirOwn) {
