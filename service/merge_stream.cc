@@ -68,7 +68,6 @@ void MergeStreamCall::End(const absl::Status& status) {
   input_ = {};
   handles_.clear();
   admitted_ = {};
-  if (!status.ok()) plane_.environment.metrics.Rejected(ReasonName(GetErrorDetails(status).reason));
   Finish(record_.End(status, written_bytes_));
 }
 

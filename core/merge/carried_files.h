@@ -14,9 +14,6 @@
 
 namespace adapterd {
 
-// Of this size at most; a vocabulary with its merges has 20 MB.
-inline constexpr int64_t kMaxCarriedBytes = int64_t{1} << 30;
-
 // Names of the files in `folder` that a merged checkpoint keeps: config, tokenizer, generation
 // defaults, code, licence, whatever is no weights in any format, no index of them, not hidden and
 // not the certificate of an earlier merge. Folders are left behind.

@@ -182,9 +182,7 @@ absl::Status CheckpointMerge::WriteSmallFiles() {
   }
   if (config_) RETURN_IF_ERROR(output_->WriteFile(std::string(kBaseConfigFileName), *config_));
   for (const auto& [name, file] : carried_) {
-    RETURN_IF_ERROR(cancellation_.Check());
-    ASSIGN_OR_RETURN(const std::string bytes, ReadSmallFile(file, kMaxCarriedBytes));
-    RETURN_IF_ERROR(output_->WriteFile(name, bytes));
+    RETURN_IF_ERROR(output_->CopyFile(name, file, cancellation_));
     RETURN_IF_ERROR(ForSource(file.CheckUnchanged()));
   }
   return output_->WriteFile(std::string(kCertificateName),

@@ -25,6 +25,8 @@ namespace fs = std::filesystem;
 
 // Of names for an unfinished folder, each of which somebody else would have to take at that instant.
 constexpr int kAttempts = 16;
+// Read and written at once.
+constexpr int64_t kCopyBytes = int64_t{1} << 20;
 
 absl::Status OutputError(Reason reason, std::string_view output, std::string_view what) {
   return Error(reason, fmt::format("output: {} {}", Quoted(output), what))
@@ -176,13 +178,32 @@ absl::Status OutputFolder::Sync(const ScopedFd& file, std::string_view name) {
   return error < 0 ? WriteError(error, name) : absl::OkStatus();
 }
 
-absl::Status OutputFolder::WriteFile(const std::string& name, std::string_view bytes) {
-  ASSIGN_OR_RETURN(const ScopedFd file, Create(name, static_cast<int64_t>(bytes.size())));
-  for (int64_t offset = 0; offset < static_cast<int64_t>(bytes.size());) {
-    const auto rest = std::as_bytes(std::span<const char>(bytes)).subspan(offset);
-    const int64_t written = disk_->WriteAt(file.get(), offset, rest);
+absl::Status OutputFolder::WriteAll(const ScopedFd& file, std::string_view name, int64_t offset,
+                                    std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const int64_t written = disk_->WriteAt(file.get(), offset, bytes);
     if (written < 0) return WriteError(static_cast<int>(written), name);
     offset += written;
+    bytes = bytes.subspan(written);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status OutputFolder::WriteFile(const std::string& name, std::string_view bytes) {
+  ASSIGN_OR_RETURN(const ScopedFd file, Create(name, static_cast<int64_t>(bytes.size())));
+  RETURN_IF_ERROR(WriteAll(file, name, 0, std::as_bytes(std::span<const char>(bytes))));
+  return Sync(file, name);
+}
+
+absl::Status OutputFolder::CopyFile(const std::string& name, const InputFile& from,
+                                    const Cancellation& cancellation) {
+  ASSIGN_OR_RETURN(const ScopedFd file, Create(name, from.size()));
+  std::vector<std::byte> buffer(std::min(kCopyBytes, from.size()));
+  for (int64_t offset = 0; offset < from.size(); offset += kCopyBytes) {
+    RETURN_IF_ERROR(cancellation.Check());
+    const auto block = std::span(buffer).first(std::min(kCopyBytes, from.size() - offset));
+    RETURN_IF_ERROR(from.ReadAt(offset, block));
+    RETURN_IF_ERROR(WriteAll(file, name, offset, block));
   }
   return Sync(file, name);
 }
