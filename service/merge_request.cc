@@ -69,8 +69,7 @@ void MergeRequest::KeepBias() {
 }
 
 absl::Status MergeRequest::Compute() {
-  ASSIGN_OR_RETURN(MergeInput input,
-                   ReadMergeInput(parts_, plan_.weight.shape(), matrix_));
+  ASSIGN_OR_RETURN(MergeInput input, ReadMergeInput(parts_, plan_.weight.shape(), matrix_));
   input.options.allow_non_finite = plan_.allow_non_finite;
   RETURN_IF_ERROR(MergeBias());
   const DType dtype = plan_.weight.dtype();

@@ -19,11 +19,12 @@ namespace adapterd {
 // not the certificate of an earlier merge. Folders are left behind.
 std::vector<std::string> CarriedFiles(const SourceFolder& folder);
 
-// UNSUPPORTED_DTYPE when config.json says that the weights are quantised, by the name of the method.
+// UNSUPPORTED_DTYPE when config.json says that the weights are quantised, by the name of the
+// method.
 absl::Status CheckNotQuantised(std::string_view config);
 
-// config.json for what the merge changed: the size of the vocabulary, a head that is tied no longer,
-// the type of the weights. `config` itself when that is nothing. MALFORMED_CONFIG.
+// config.json for what the merge changed: the size of the vocabulary, a head that is tied no
+// longer, the type of the weights. `config` itself when that is nothing. MALFORMED_CONFIG.
 absl::StatusOr<std::string> ChangedConfig(const std::string& config, const CheckpointPlan& plan,
                                           std::optional<DType> dtype);
 

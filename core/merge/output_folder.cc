@@ -23,7 +23,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Of names for an unfinished folder, each of which somebody else would have to take at that instant.
+// Of names for an unfinished folder, each of which somebody else would have to take at that
+// instant.
 constexpr int kAttempts = 16;
 // Read and written at once.
 constexpr int64_t kCopyBytes = int64_t{1} << 20;
@@ -99,7 +100,8 @@ absl::Status OutputFolder::FindPlace() {
     ASSIGN_OR_RETURN(place_, OpenBeneath(*root_, path));
     ASSIGN_OR_RETURN(state, StateOf(place_, path));
     if (!S_ISDIR(state.st_mode)) {
-      return OutputError(Reason::kSourceNotFound, output_, fmt::format("has {} above it, which is no folder", Quoted(path)));
+      return OutputError(Reason::kSourceNotFound, output_,
+                         fmt::format("has {} above it, which is no folder", Quoted(path)));
     }
     missing_.erase(missing_.begin());
   }
@@ -129,7 +131,8 @@ absl::Status OutputFolder::CheckPlace(const struct stat& source) const {
 
 absl::Status OutputFolder::MakeUnfinished() {
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    const std::string name = fmt::format("{}{:x}-{}", kUnfinishedPrefix, absl::GetCurrentTimeNanos(), attempt);
+    const std::string name =
+        fmt::format("{}{:x}-{}", kUnfinishedPrefix, absl::GetCurrentTimeNanos(), attempt);
     const int made = disk_->MakeFolder(*root_, name);
     if (made == -EEXIST) continue;
     if (made < 0) return DiskError(-made, "cannot make a folder below the output root");
@@ -230,8 +233,8 @@ absl::Status OutputFolder::Commit() {
       return Sync(place, output_);
     }
     if (error != -EEXIST) return WriteError(error, output_);
-    place = ScopedFd(openat(place.get(), missing_[i].c_str(),
-                            O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    place = ScopedFd(
+        openat(place.get(), missing_[i].c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   }
   return OutputError(Reason::kOutputExists, output_, "exists: it was made meanwhile");
 }
@@ -246,7 +249,8 @@ void OutputFolder::RemoveUnfinished(const SourceRoots& roots) {
       if (name.starts_with(kUnfinishedPrefix)) names.push_back(std::move(name));
     }
     for (const std::string& name : names) {
-      const ScopedFd folder(openat(*root, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      const ScopedFd folder(
+          openat(*root, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
       // Another process that shares the root may still be at it.
       if (folder.valid() && flock(folder.get(), LOCK_EX | LOCK_NB) == 0) RemoveAll(*root, name);
     }

@@ -33,9 +33,11 @@ class OutputFolder {
   // or has a component that only unfinished folders have; errors of SourceRoots::Locate.
   // PATH_OUTSIDE_ROOT, SOURCE_NOT_FOUND: a component is no folder. STORAGE_FULL,
   // SOURCE_UNAVAILABLE.
-  static absl::StatusOr<std::unique_ptr<OutputFolder>> Begin(
-      const SourceRoots& roots, const std::string& output, const SourceRoots& source_roots,
-      const std::string& source, std::shared_ptr<Disk> disk);
+  static absl::StatusOr<std::unique_ptr<OutputFolder>> Begin(const SourceRoots& roots,
+                                                             const std::string& output,
+                                                             const SourceRoots& source_roots,
+                                                             const std::string& source,
+                                                             std::shared_ptr<Disk> disk);
   ~OutputFolder();
 
   // A new file of `bytes`, to be written at any place of it; the room is taken at once.

@@ -34,9 +34,9 @@ const fs::path kPeft = fs::path(ADAPTERD_FIXTURES) / "peft";
 class FaultyDisk final : public Disk {
  public:
   std::atomic<int> writes = 0;
-  std::atomic<int> fail_at = -1;        // this write finds the disk full
-  std::atomic<int> cancel_at = -1;      // with this write the caller goes away
-  std::atomic<bool> can_copy = true;    // inside the system
+  std::atomic<int> fail_at = -1;      // this write finds the disk full
+  std::atomic<int> cancel_at = -1;    // with this write the caller goes away
+  std::atomic<bool> can_copy = true;  // inside the system
   Cancellation cancellation;
 
   int64_t WriteAt(int file, int64_t offset, std::span<const std::byte> bytes) override {
