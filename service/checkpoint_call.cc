@@ -122,8 +122,8 @@ std::shared_ptr<Call> StartCheckpointMerge(CheckpointPlane& plane, RpcMetrics& m
   std::vector<AdapterRef> refs = read->refs.refs();
   auto ticket = plane.registry.Acquire(
       std::move(refs), /*skip_disabled=*/false,
-      [&plane, call, job = *std::move(read)](
-          absl::StatusOr<std::vector<AdapterHandle>> handles) mutable {
+      [&plane, call,
+       job = *std::move(read)](absl::StatusOr<std::vector<AdapterHandle>> handles) mutable {
         plane.drivers.Submit(
             [&plane, call, job = std::move(job), handles = std::move(handles)]() mutable {
               call->Run([&plane, &call, job = std::move(job),

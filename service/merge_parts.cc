@@ -13,8 +13,8 @@ absl::StatusOr<std::vector<MergePart>> ResolveMerge(const AdapterRefs& refs,
   std::vector<MergePart> parts;
   for (const AdapterRefs::Use& use : uses) {
     const AdapterRef& ref = refs.refs()[use.ref];
-    ASSIGN_OR_RETURN(auto module, ResolveModule(handles[use.ref], ref, selector, "module",
-                                                skip_untargeted));
+    ASSIGN_OR_RETURN(auto module,
+                     ResolveModule(handles[use.ref], ref, selector, "module", skip_untargeted));
     if (!module) continue;
     used[use.ref] = true;
     parts.push_back({ref.name, &handles[use.ref], module->index, module->pair, use.weight});

@@ -10,7 +10,8 @@
 
 namespace adapterd {
 
-// Messages of Merge come and go as raw buffers (tensor_message.h); the wire format is that of the .proto.
+// Messages of Merge come and go as raw buffers (tensor_message.h); the wire format is that of the
+// .proto.
 class MergeService final
     : public v1::MergeService::WithRawCallbackMethod_Merge<
           v1::MergeService::WithCallbackMethod_MergeStream<

@@ -68,7 +68,6 @@ void MergeStreamCall::End(const absl::Status& status) {
   input_ = {};
   handles_.clear();
   admitted_ = {};
-  if (!status.ok()) plane_.environment.metrics.Rejected(ReasonName(GetErrorDetails(status).reason));
   Finish(record_.End(status, written_bytes_));
 }
 
@@ -150,9 +149,9 @@ absl::Status MergeStreamCall::TakeStart() {
 absl::Status MergeStreamCall::Begin(std::vector<AdapterHandle> handles) {
   handles_ = std::move(handles);
   used_.assign(handles_.size(), false);
-  ASSIGN_OR_RETURN(const std::vector<MergePart> parts,
-                   ResolveMerge(refs_, uses_, selector_, request_.start().skip_untargeted(),
-                                handles_, used_));
+  ASSIGN_OR_RETURN(
+      const std::vector<MergePart> parts,
+      ResolveMerge(refs_, uses_, selector_, request_.start().skip_untargeted(), handles_, used_));
   ASSIGN_OR_RETURN(merge_, MakeMerge(parts));
   admitted_ = {};
   StartRead(&request_);
@@ -192,9 +191,9 @@ absl::Status MergeStreamCall::TakeRows() {
   const auto bytes = static_cast<int64_t>(rows.data().size());
   const int64_t count = row.bytes() == 0 ? 0 : bytes / row.bytes();
   if (bytes == 0 || count * row.bytes() != bytes || count > matrix_.rows - next_row_) {
-    return FieldError("rows.data",
-                      fmt::format("1 to {} rows of {} bytes", matrix_.rows - next_row_, row.bytes()),
-                      fmt::format("{} bytes", bytes));
+    return FieldError(
+        "rows.data", fmt::format("1 to {} rows of {} bytes", matrix_.rows - next_row_, row.bytes()),
+        fmt::format("{} bytes", bytes));
   }
   auto* data = reinterpret_cast<std::byte*>(rows.mutable_data()->data());
   const absl::Time start = absl::Now();

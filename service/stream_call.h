@@ -54,8 +54,8 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
     return Await() ? absl::OkStatus() : absl::CancelledError("the caller went away");
   }
 
-  // Sends a message unless the transport still has the one before. On any thread, one at a time, and
-  // not beside Write.
+  // Sends a message unless the transport still has the one before. On any thread, one at a time,
+  // and not beside Write.
   void Offer(const Response& response) ABSL_LOCKS_EXCLUDED(mutex_) {
     {
       absl::MutexLock lock(&mutex_);

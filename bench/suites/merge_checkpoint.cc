@@ -29,8 +29,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kRank = 16;
-constexpr int kLayers = 5;        // of a Llama of 7B: 2 GB in bf16
-constexpr int kManyLayers = 15;   // 6 GB
+constexpr int kLayers = 5;       // of a Llama of 7B: 2 GB in bf16
+constexpr int kManyLayers = 15;  // 6 GB
 constexpr float kTrainedWeight = 0.05f;
 constexpr double kTimeBar = 1.5;
 constexpr double kMegabyte = 1 << 20;
@@ -50,7 +50,8 @@ absl::StatusOr<int64_t> WriteCheckpoint(const fs::path& folder, int layers, bool
     std::vector<SafetensorsSpec> specs;
     const std::string name = fmt::format("model-{:05}-of-{:05}.safetensors", layer + 1, layers);
     for (size_t i = layer * per_layer; i < (layer + 1) * per_layer; ++i) {
-      specs.push_back({modules[i].path + ".weight", DType::kBF16,
+      specs.push_back({modules[i].path + ".weight",
+                       DType::kBF16,
                        {modules[i].out_features, modules[i].in_features}});
       map += fmt::format("{}\"{}\":\"{}\"", map.empty() ? "" : ",", specs.back().name, name);
     }
@@ -110,15 +111,15 @@ class Merger {
   static absl::StatusOr<std::unique_ptr<Merger>> Start(const PeftFolder& adapter,
                                                        const fs::path& root) {
     auto merger = std::make_unique<Merger>();
-    ASSIGN_OR_RETURN(merger->server_,
-                     ChildServer::Start({OwnFolder() + "/adapterd", "--grpc-address=127.0.0.1:0",
-                                         "--admin-address=127.0.0.1:0",
-                                         "--adapter-root=" + adapter.root().string(),
-                                         "--model-root=" + root.string(),
-                                         "--load=a=" + adapter.adapter()},
-                                        (root / "log").string()));
-    merger->stub_ = v1::MergeService::NewStub(grpc::CreateChannel(
-        merger->server_->address(), grpc::InsecureChannelCredentials()));
+    ASSIGN_OR_RETURN(
+        merger->server_,
+        ChildServer::Start(
+            {OwnFolder() + "/adapterd", "--grpc-address=127.0.0.1:0", "--admin-address=127.0.0.1:0",
+             "--adapter-root=" + adapter.root().string(), "--model-root=" + root.string(),
+             "--load=a=" + adapter.adapter()},
+            (root / "log").string()));
+    merger->stub_ = v1::MergeService::NewStub(
+        grpc::CreateChannel(merger->server_->address(), grpc::InsecureChannelCredentials()));
     return merger;
   }
 
@@ -170,9 +171,13 @@ absl::Status Memory(SuiteContext& context, const fs::path& root, int layers, boo
   ASSIGN_OR_RETURN(const int64_t peak, merger->PeakOf("memory", "merged", modules.size()));
   fs::remove_all(source);
   fs::remove_all(root / "merged");
-  context.report.Add(Figure{"merge", "MergeCheckpoint, RssAnon gained",
+  context.report.Add(Figure{"merge",
+                            "MergeCheckpoint, RssAnon gained",
                             fmt::format("{:.1f} GB, r={}", static_cast<double>(bytes) / 1e9, kRank),
-                            static_cast<double>(peak) / kMegabyte, "MiB", {}, kMemoryBar});
+                            static_cast<double>(peak) / kMegabyte,
+                            "MiB",
+                            {},
+                            kMemoryBar});
   return absl::OkStatus();
 }
 

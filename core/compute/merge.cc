@@ -131,9 +131,8 @@ class WeightMerge::Impl {
     const int64_t count = OutIn() ? block.weight.rows : outputs_;
     gains_.resize(outputs_);
     if (OutIn()) RETURN_IF_ERROR(AddNorms(pool, first, block.weight, cancellation));
-    const std::vector<float> gains =
-        DoraGains({options_.magnitude + first, static_cast<size_t>(count)},
-                  norms_->Finish(first, count));
+    const std::vector<float> gains = DoraGains(
+        {options_.magnitude + first, static_cast<size_t>(count)}, norms_->Finish(first, count));
     std::ranges::copy(gains, gains_.begin() + first);
     return absl::OkStatus();
   }

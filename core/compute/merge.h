@@ -65,8 +65,8 @@ struct MergeOptions {
 // has none. Rounding errors are then measured against the exact value of weight + delta, otherwise
 // against the F32 value that was rounded.
 //
-// Threads: one at a time; the work of a call is shared with idle threads of the pool. Results do not
-// depend on the number of threads. What the options and terms point to must outlive it.
+// Threads: one at a time; the work of a call is shared with idle threads of the pool. Results do
+// not depend on the number of threads. What the options and terms point to must outlive it.
 class WeightMerge {
  public:
   // Of a weight [rows, cols]. REQUIRES: shapes agree with the layout; ids are rows of the weight;

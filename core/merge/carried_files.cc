@@ -14,9 +14,9 @@ namespace adapterd {
 namespace {
 
 // Weights, by the ends of their files' names.
-constexpr std::string_view kWeights[] = {".safetensors", ".bin",  ".pt",      ".pth", ".ckpt",
-                                         ".gguf",        ".h5",   ".msgpack", ".npz", ".onnx",
-                                         ".onnx_data",   ".index.json"};
+constexpr std::string_view kWeights[] = {".safetensors", ".bin",  ".pt",        ".pth",
+                                         ".ckpt",        ".gguf", ".h5",        ".msgpack",
+                                         ".npz",         ".onnx", ".onnx_data", ".index.json"};
 
 std::string_view TorchName(DType dtype) {
   if (dtype == DType::kF32) return "float32";
@@ -26,7 +26,8 @@ std::string_view TorchName(DType dtype) {
 // In the config itself and in that of its language model, wherever the key is.
 bool Set(ConfigJson& config, const char* key, const ConfigJson& value) {
   bool found = false;
-  for (ConfigJson* part : {&config, config.contains("text_config") ? &config["text_config"] : nullptr}) {
+  for (ConfigJson* part :
+       {&config, config.contains("text_config") ? &config["text_config"] : nullptr}) {
     if (part == nullptr || !part->is_object() || !part->contains(key)) continue;
     (*part)[key] = value;
     found = true;
@@ -39,8 +40,8 @@ bool Set(ConfigJson& config, const char* key, const ConfigJson& value) {
 std::vector<std::string> CarriedFiles(const SourceFolder& folder) {
   std::vector<std::string> names;
   for (const std::string& name : folder.entries()) {
-    const bool is_weights = std::ranges::any_of(
-        kWeights, [&](std::string_view end) { return name.ends_with(end); });
+    const bool is_weights =
+        std::ranges::any_of(kWeights, [&](std::string_view end) { return name.ends_with(end); });
     if (is_weights || name.front() == '.' || name == kCertificateName) continue;
     names.push_back(name);
   }

@@ -14,19 +14,17 @@
 
 namespace adapterd {
 
-// Of this size at most; a vocabulary with its merges has 20 MB.
-inline constexpr int64_t kMaxCarriedBytes = int64_t{1} << 30;
-
 // Names of the files in `folder` that a merged checkpoint keeps: config, tokenizer, generation
 // defaults, code, licence, whatever is no weights in any format, no index of them, not hidden and
 // not the certificate of an earlier merge. Folders are left behind.
 std::vector<std::string> CarriedFiles(const SourceFolder& folder);
 
-// UNSUPPORTED_DTYPE when config.json says that the weights are quantised, by the name of the method.
+// UNSUPPORTED_DTYPE when config.json says that the weights are quantised, by the name of the
+// method.
 absl::Status CheckNotQuantised(std::string_view config);
 
-// config.json for what the merge changed: the size of the vocabulary, a head that is tied no longer,
-// the type of the weights. `config` itself when that is nothing. MALFORMED_CONFIG.
+// config.json for what the merge changed: the size of the vocabulary, a head that is tied no
+// longer, the type of the weights. `config` itself when that is nothing. MALFORMED_CONFIG.
 absl::StatusOr<std::string> ChangedConfig(const std::string& config, const CheckpointPlan& plan,
                                           std::optional<DType> dtype);
 

@@ -34,8 +34,8 @@ std::vector<size_t> SourceOrder(const CheckpointPlan& plan) {
 Groups BySource(const CheckpointPlan& plan, const std::vector<size_t>& order) {
   Groups groups;
   for (const size_t i : order) {
-    const bool begins = groups.empty() || plan.tensors[groups.back()[0]].source->file !=
-                                              plan.tensors[i].source->file;
+    const bool begins = groups.empty() ||
+                        plan.tensors[groups.back()[0]].source->file != plan.tensors[i].source->file;
     if (begins) groups.emplace_back();
     groups.back().push_back(i);
   }

@@ -24,14 +24,15 @@ struct CheckpointLayout {
     int64_t bytes = 0;
   };
   std::vector<PlannedFile> files;
-  std::vector<Place> places;        // of the plan's tensors
-  std::vector<size_t> order;        // of the plan's tensors: file by file, from start to end
-  int64_t bytes = 0;                // of all tensors
-  std::string index;                // JSON; empty: one file needs none
+  std::vector<Place> places;  // of the plan's tensors
+  std::vector<size_t> order;  // of the plan's tensors: file by file, from start to end
+  int64_t bytes = 0;          // of all tensors
+  std::string index;          // JSON; empty: one file needs none
 };
 
 // The shards of the source under their names, or, with `max_shard_bytes`, files that are filled in
-// the source's order and numbered. Each keeps the metadata of the file that its first tensor is from.
+// the source's order and numbered. Each keeps the metadata of the file that its first tensor is
+// from.
 absl::StatusOr<CheckpointLayout> LayOutCheckpoint(const CheckpointPlan& plan,
                                                   const Checkpoint& source,
                                                   int64_t max_shard_bytes);

@@ -118,8 +118,7 @@ absl::Status CheckpointMerge::Plan() {
   if (config_) {
     ASSIGN_OR_RETURN(config_, ChangedConfig(*config_, plan_, request_.dtype));
   }
-  ASSIGN_OR_RETURN(layout_,
-                   LayOutCheckpoint(plan_, base_->checkpoint(), request_.max_shard_bytes));
+  ASSIGN_OR_RETURN(layout_, LayOutCheckpoint(plan_, base_->checkpoint(), request_.max_shard_bytes));
   ASSIGN_OR_RETURN(output_, OutputFolder::Begin(places_.outputs, request_.output, places_.models,
                                                 request_.source, places_.disk));
   return absl::OkStatus();
@@ -163,14 +162,17 @@ absl::Status CheckpointMerge::MergeTensors() {
     const size_t i = layout_.order[position];
     const CheckpointLayout::Place& place = layout_.places[i];
     const std::string& name = plan_.tensors[i].name;
-    const TensorWriting writing{base_->checkpoint(), places_.kernels, places_.pool,
-                                output_->disk(), cancellation_, request_.allow_non_finite,
+    const TensorWriting writing{base_->checkpoint(),
+                                places_.kernels,
+                                places_.pool,
+                                output_->disk(),
+                                cancellation_,
+                                request_.allow_non_finite,
                                 [&](int64_t bytes) { progress_.Wrote(bytes, name); }};
-    ASSIGN_OR_RETURN(outcomes_[i],
-                     WriteTensor(plan_.tensors[i],
-                                 {files_[place.file].get(), place.offset,
-                                  layout_.files[place.file].name},
-                                 writing));
+    ASSIGN_OR_RETURN(outcomes_[i], WriteTensor(plan_.tensors[i],
+                                               {files_[place.file].get(), place.offset,
+                                                layout_.files[place.file].name},
+                                               writing));
     progress_.TensorDone();
     return absl::OkStatus();
   });
@@ -182,9 +184,7 @@ absl::Status CheckpointMerge::WriteSmallFiles() {
   }
   if (config_) RETURN_IF_ERROR(output_->WriteFile(std::string(kBaseConfigFileName), *config_));
   for (const auto& [name, file] : carried_) {
-    RETURN_IF_ERROR(cancellation_.Check());
-    ASSIGN_OR_RETURN(const std::string bytes, ReadSmallFile(file, kMaxCarriedBytes));
-    RETURN_IF_ERROR(output_->WriteFile(name, bytes));
+    RETURN_IF_ERROR(output_->CopyFile(name, file, cancellation_));
     RETURN_IF_ERROR(ForSource(file.CheckUnchanged()));
   }
   return output_->WriteFile(std::string(kCertificateName),

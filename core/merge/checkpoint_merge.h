@@ -50,13 +50,13 @@ struct CheckpointMergeResult {
   MergeStats stats;    // over all merged tensors
 };
 
-// On the calling thread and idle ones of the pool, tensor by tensor. Needs memory for a few blocks a
-// thread, whatever the size of the checkpoint. The output is there, complete and synced, when and
+// On the calling thread and idle ones of the pool, tensor by tensor. Needs memory for a few blocks
+// a thread, whatever the size of the checkpoint. The output is there, complete and synced, when and
 // only when the result is OK; a cancellation may come too late for that.
 //
-// Errors with the field `source`: those of BaseModel::Open; UNSUPPORTED_DTYPE for quantised weights;
-// SOURCE_CHANGED when a file of it moved on meanwhile. Those of PlanCheckpoint, OutputFolder and
-// WriteTensor.
+// Errors with the field `source`: those of BaseModel::Open; UNSUPPORTED_DTYPE for quantised
+// weights; SOURCE_CHANGED when a file of it moved on meanwhile. Those of PlanCheckpoint,
+// OutputFolder and WriteTensor.
 absl::StatusOr<CheckpointMergeResult> MergeCheckpoint(const CheckpointMergePlaces& places,
                                                       const CheckpointMergeRequest& request,
                                                       const ReportProgress& report,

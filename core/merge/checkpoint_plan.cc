@@ -22,9 +22,8 @@ constexpr std::string_view kWeight = ".weight";
 constexpr size_t kMaxNamed = 5;
 
 bool IsFloat(DType dtype) {
-  return DTypeName(dtype).front() == 'F' || DTypeName(dtype).front() == 'B'
-             ? dtype != DType::kBool
-             : false;
+  return DTypeName(dtype).front() == 'F' || DTypeName(dtype).front() == 'B' ? dtype != DType::kBool
+                                                                            : false;
 }
 
 // A module of an adapter that stands for itself, and what it is bound by.
@@ -37,7 +36,8 @@ std::vector<Target> TargetsOf(const std::vector<ModuleInfo>& modules) {
   std::vector<Target> targets;
   for (size_t i = 0; i < modules.size(); ++i) {
     const bool has_twin = i + 1 < modules.size() && modules[i + 1].path == modules[i].path;
-    const bool replaces_all = has_twin && !modules[i + 1].weight_shape.empty() && modules[i + 1].token_ids.empty();
+    const bool replaces_all =
+        has_twin && !modules[i + 1].weight_shape.empty() && modules[i + 1].token_ids.empty();
     targets.push_back({i, replaces_all ? i + 1 : i});
     if (has_twin) ++i;
   }
@@ -53,7 +53,8 @@ class Planner {
   absl::StatusOr<CheckpointPlan> Finish();
 
  private:
-  absl::Status AddModule(const MergePart& part, const ModuleInfo& bound, const BaseBinding& binding);
+  absl::Status AddModule(const MergePart& part, const ModuleInfo& bound,
+                         const BaseBinding& binding);
   absl::Status AddWeight(const MergePart& part, const ModuleInfo& bound, const BaseWeight& weight);
   absl::Status AddBias(const MergePart& part, const BaseBinding& binding);
   absl::Status AddExperts(const MergePart& part, PlannedTensor& planned, WeightLayout layout);
@@ -123,7 +124,8 @@ absl::Status Planner::AddAdapter(const CheckpointAdapter& adapter) {
     bound.push_back(manifest.modules[target.bound]);
   }
   ProblemList problems;
-  const BindOptions options{.fan_in_fan_out = manifest.peft.fan_in_fan_out, .layer_replication = {}};
+  const BindOptions options{.fan_in_fan_out = manifest.peft.fan_in_fan_out,
+                            .layer_replication = {}};
   const std::vector<BaseBinding> bindings = BindToBase(bound, base_, options, problems);
   if (problems.has_errors()) return Annotate(problems.ToStatus(), "adapter", adapter.name);
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -147,8 +149,12 @@ absl::Status Planner::AddModule(const MergePart& part, const ModuleInfo& bound,
 PlannedTensor& Planner::Planned(const std::string& name, const CheckpointTensor& source) {
   PlannedTensor& planned = tensors_[name];
   if (planned.source == nullptr) {
-    planned = {.name = name, .source = &source, .dtype = source.dtype, .shape = source.shape,
-               .slices = {}, .bias = {}};
+    planned = {.name = name,
+               .source = &source,
+               .dtype = source.dtype,
+               .shape = source.shape,
+               .slices = {},
+               .bias = {}};
   }
   return planned;
 }
@@ -243,9 +249,9 @@ absl::Status Planner::AddBias(const MergePart& part, const BaseBinding& binding)
   const CheckpointTensor& tensor = *base_.checkpoint().Find(binding.bias->tensor);
   PlannedTensor& planned = Planned(tensor.name, tensor);
   if (!IsComputeFloat(tensor.dtype)) {
-    return TensorError(Reason::kUnsupportedDtype, planned,
-                       fmt::format("is {}: only F32, F16 and BF16 can be merged into",
-                                   DTypeName(tensor.dtype)));
+    return TensorError(
+        Reason::kUnsupportedDtype, planned,
+        fmt::format("is {}: only F32, F16 and BF16 can be merged into", DTypeName(tensor.dtype)));
   }
   planned.bias.push_back(part);
   return absl::OkStatus();
@@ -278,10 +284,9 @@ absl::Status Planner::CheckVocabulary(CheckpointPlan& plan) const {
   plan.vocab_size = resized->shape[0];
   for (const PlannedTensor& tensor : plan.tensors) {
     const std::string_view name = tensor.name;
-    const bool is_vocabulary =
-        name.ends_with(kWeight) && tensor.shape.size() == 2 &&
-        tensor.source->shape[0] == resized->source->shape[0] &&
-        IsVocabularyModule(name.substr(0, name.size() - kWeight.size()));
+    const bool is_vocabulary = name.ends_with(kWeight) && tensor.shape.size() == 2 &&
+                               tensor.source->shape[0] == resized->source->shape[0] &&
+                               IsVocabularyModule(name.substr(0, name.size() - kWeight.size()));
     if (tensor.resized == nullptr ? !is_vocabulary : tensor.shape[0] == *plan.vocab_size) continue;
     return TensorError(Reason::kBaseModelMismatch, tensor,
                        fmt::format("has {} rows, but {} gets {}: one vocabulary has one size",

@@ -21,8 +21,8 @@ struct CheckpointAdapter {
 };
 
 struct CheckpointMergeRequest {
-  std::string source;  // a folder below a model root
-  std::string output;  // a folder to be made below an output root
+  std::string source;                       // a folder below a model root
+  std::string output;                       // a folder to be made below an output root
   std::vector<CheckpointAdapter> adapters;  // at least one, none twice
   std::optional<DType> dtype;               // to convert floats to; nullopt: each keeps its own
   int64_t max_shard_bytes = 0;              // 0: the source's shards
@@ -46,7 +46,8 @@ struct PlannedTensor {
   Shape shape;
   std::vector<PlannedSlice> slices;  // ascending; empty: no adapter changes it as a weight
   std::vector<MergePart> bias;       // empty: none changes it as a bias
-  const Tensor* resized = nullptr;   // an adapter's weight of another shape, in place of the source's
+  const Tensor* resized =
+      nullptr;  // an adapter's weight of another shape, in place of the source's
 
   bool merged() const { return !slices.empty() || !bias.empty(); }
 };
@@ -61,14 +62,15 @@ struct CheckpointPlan {
 // What adapters are to a tensor:
 //   a pair            its delta, also of a convolution, Conv1D or expert
 //   DoRA, replacement alone and with weight 1
-//   lora_bias         added to the layer's bias, which must be there: transformers would not read one
+//   lora_bias         added to the layer's bias, which must be there: transformers would not read
+//   one
 //                     that the architecture does not have
 //   a larger vocabulary  the tensor takes the adapter's shape; all tensors of the vocabulary must
 //   a tied head       gets a weight of its own, as a copy of the embedding's
 //   fused experts     also where the checkpoint keeps them apart (expert_names.h)
 //
-// MODULE_NOT_TARGETED: modules that the checkpoint lacks, unless allowed; always for one whose place
-// cannot be told. BASE_MODEL_MISMATCH: see BindToBase; a bias that the layer does not have; a
+// MODULE_NOT_TARGETED: modules that the checkpoint lacks, unless allowed; always for one whose
+// place cannot be told. BASE_MODEL_MISMATCH: see BindToBase; a bias that the layer does not have; a
 // vocabulary that only some tensors take. UNSUPPORTED_DTYPE: a tensor to be merged or converted is
 // no F32, F16 or BF16. UNSUPPORTED_ADAPTER: layer_replication. INVALID_FIELD, SHAPE_MISMATCH: as
 // CheckAlone and MatrixOf.

@@ -21,9 +21,9 @@ struct ExpertTensor {
 
 // transformers 5 loads mixtral's experts.<e>.w1, w3 and w2 and others' experts.<e>.gate_proj,
 // up_proj and down_proj as two parameters experts.gate_up_proj [experts, 2 x intermediate, hidden],
-// gate before up, and experts.down_proj [experts, hidden, intermediate], and writes them apart again
-// (transformers/conversion_mapping.py). The tensors that the fused `module` means, as far as all of
-// them are there with the shapes that it needs; else none.
+// gate before up, and experts.down_proj [experts, hidden, intermediate], and writes them apart
+// again (transformers/conversion_mapping.py). The tensors that the fused `module` means, as far as
+// all of them are there with the shapes that it needs; else none.
 std::vector<ExpertTensor> FindExpertTensors(const ModuleInfo& module, const BaseNames& names);
 
 }  // namespace adapterd

@@ -23,8 +23,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Of names for an unfinished folder, each of which somebody else would have to take at that instant.
+// Of names for an unfinished folder, each of which somebody else would have to take at that
+// instant.
 constexpr int kAttempts = 16;
+// Read and written at once.
+constexpr int64_t kCopyBytes = int64_t{1} << 20;
 
 absl::Status OutputError(Reason reason, std::string_view output, std::string_view what) {
   return Error(reason, fmt::format("output: {} {}", Quoted(output), what))
@@ -97,7 +100,8 @@ absl::Status OutputFolder::FindPlace() {
     ASSIGN_OR_RETURN(place_, OpenBeneath(*root_, path));
     ASSIGN_OR_RETURN(state, StateOf(place_, path));
     if (!S_ISDIR(state.st_mode)) {
-      return OutputError(Reason::kSourceNotFound, output_, fmt::format("has {} above it, which is no folder", Quoted(path)));
+      return OutputError(Reason::kSourceNotFound, output_,
+                         fmt::format("has {} above it, which is no folder", Quoted(path)));
     }
     missing_.erase(missing_.begin());
   }
@@ -127,7 +131,8 @@ absl::Status OutputFolder::CheckPlace(const struct stat& source) const {
 
 absl::Status OutputFolder::MakeUnfinished() {
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    const std::string name = fmt::format("{}{:x}-{}", kUnfinishedPrefix, absl::GetCurrentTimeNanos(), attempt);
+    const std::string name =
+        fmt::format("{}{:x}-{}", kUnfinishedPrefix, absl::GetCurrentTimeNanos(), attempt);
     const int made = disk_->MakeFolder(*root_, name);
     if (made == -EEXIST) continue;
     if (made < 0) return DiskError(-made, "cannot make a folder below the output root");
@@ -176,13 +181,32 @@ absl::Status OutputFolder::Sync(const ScopedFd& file, std::string_view name) {
   return error < 0 ? WriteError(error, name) : absl::OkStatus();
 }
 
-absl::Status OutputFolder::WriteFile(const std::string& name, std::string_view bytes) {
-  ASSIGN_OR_RETURN(const ScopedFd file, Create(name, static_cast<int64_t>(bytes.size())));
-  for (int64_t offset = 0; offset < static_cast<int64_t>(bytes.size());) {
-    const auto rest = std::as_bytes(std::span<const char>(bytes)).subspan(offset);
-    const int64_t written = disk_->WriteAt(file.get(), offset, rest);
+absl::Status OutputFolder::WriteAll(const ScopedFd& file, std::string_view name, int64_t offset,
+                                    std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const int64_t written = disk_->WriteAt(file.get(), offset, bytes);
     if (written < 0) return WriteError(static_cast<int>(written), name);
     offset += written;
+    bytes = bytes.subspan(written);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status OutputFolder::WriteFile(const std::string& name, std::string_view bytes) {
+  ASSIGN_OR_RETURN(const ScopedFd file, Create(name, static_cast<int64_t>(bytes.size())));
+  RETURN_IF_ERROR(WriteAll(file, name, 0, std::as_bytes(std::span<const char>(bytes))));
+  return Sync(file, name);
+}
+
+absl::Status OutputFolder::CopyFile(const std::string& name, const InputFile& from,
+                                    const Cancellation& cancellation) {
+  ASSIGN_OR_RETURN(const ScopedFd file, Create(name, from.size()));
+  std::vector<std::byte> buffer(std::min(kCopyBytes, from.size()));
+  for (int64_t offset = 0; offset < from.size(); offset += kCopyBytes) {
+    RETURN_IF_ERROR(cancellation.Check());
+    const auto block = std::span(buffer).first(std::min(kCopyBytes, from.size() - offset));
+    RETURN_IF_ERROR(from.ReadAt(offset, block));
+    RETURN_IF_ERROR(WriteAll(file, name, offset, block));
   }
   return Sync(file, name);
 }
@@ -209,8 +233,8 @@ absl::Status OutputFolder::Commit() {
       return Sync(place, output_);
     }
     if (error != -EEXIST) return WriteError(error, output_);
-    place = ScopedFd(openat(place.get(), missing_[i].c_str(),
-                            O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    place = ScopedFd(
+        openat(place.get(), missing_[i].c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   }
   return OutputError(Reason::kOutputExists, output_, "exists: it was made meanwhile");
 }
@@ -225,7 +249,8 @@ void OutputFolder::RemoveUnfinished(const SourceRoots& roots) {
       if (name.starts_with(kUnfinishedPrefix)) names.push_back(std::move(name));
     }
     for (const std::string& name : names) {
-      const ScopedFd folder(openat(*root, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      const ScopedFd folder(
+          openat(*root, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
       // Another process that shares the root may still be at it.
       if (folder.valid() && flock(folder.get(), LOCK_EX | LOCK_NB) == 0) RemoveAll(*root, name);
     }

@@ -2,14 +2,18 @@
 #ifndef ADAPTERD_CORE_MERGE_OUTPUT_FOLDER_H_
 #define ADAPTERD_CORE_MERGE_OUTPUT_FOLDER_H_
 
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/base/cancellation.h"
 #include "core/formats/disk.h"
+#include "core/formats/input_file.h"
 #include "core/formats/scoped_fd.h"
 #include "core/formats/source_roots.h"
 
@@ -29,9 +33,11 @@ class OutputFolder {
   // or has a component that only unfinished folders have; errors of SourceRoots::Locate.
   // PATH_OUTSIDE_ROOT, SOURCE_NOT_FOUND: a component is no folder. STORAGE_FULL,
   // SOURCE_UNAVAILABLE.
-  static absl::StatusOr<std::unique_ptr<OutputFolder>> Begin(
-      const SourceRoots& roots, const std::string& output, const SourceRoots& source_roots,
-      const std::string& source, std::shared_ptr<Disk> disk);
+  static absl::StatusOr<std::unique_ptr<OutputFolder>> Begin(const SourceRoots& roots,
+                                                             const std::string& output,
+                                                             const SourceRoots& source_roots,
+                                                             const std::string& source,
+                                                             std::shared_ptr<Disk> disk);
   ~OutputFolder();
 
   // A new file of `bytes`, to be written at any place of it; the room is taken at once.
@@ -39,6 +45,9 @@ class OutputFolder {
   absl::Status Sync(const ScopedFd& file, std::string_view name);
   // A whole small file, synced.
   absl::Status WriteFile(const std::string& name, std::string_view bytes);
+  // The same of a file of any size, whose bytes are read block by block.
+  absl::Status CopyFile(const std::string& name, const InputFile& from,
+                        const Cancellation& cancellation);
   Disk& disk() { return *disk_; }
   // Names of what was made, ascending.
   std::vector<std::string> files() const;
@@ -56,6 +65,8 @@ class OutputFolder {
   absl::Status FindPlace();
   absl::Status CheckPlace(const struct stat& source) const;
   absl::Status MakeUnfinished();
+  absl::Status WriteAll(const ScopedFd& file, std::string_view name, int64_t offset,
+                        std::span<const std::byte> bytes);
 
   const std::shared_ptr<const int> root_;
   const std::string output_;

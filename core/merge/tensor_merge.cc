@@ -77,8 +77,7 @@ absl::Status Writer::Append(std::span<const std::byte> bytes) {
   sha256_.Update(bytes);
   const auto size = static_cast<int64_t>(bytes.size());
   while (!bytes.empty()) {
-    const int64_t count =
-        writing_.disk.WriteAt(place_.file, place_.offset + written_, bytes);
+    const int64_t count = writing_.disk.WriteAt(place_.file, place_.offset + written_, bytes);
     if (count < 0) {
       return Annotate(DiskError(static_cast<int>(-count),
                                 fmt::format("cannot write {}", Quoted(place_.file_name))),
@@ -104,9 +103,9 @@ absl::Status Writer::Copy() {
     RETURN_IF_ERROR(file.ReadAt(source.offset + begin, block));
     int64_t copied = 0;
     while (by_system && copied < bytes) {
-      const int64_t count = writing_.disk.CopyRange(file.descriptor(), source.offset + begin + copied,
-                                                    place_.file, place_.offset + begin + copied,
-                                                    bytes - copied);
+      const int64_t count =
+          writing_.disk.CopyRange(file.descriptor(), source.offset + begin + copied, place_.file,
+                                  place_.offset + begin + copied, bytes - copied);
       by_system = count > 0 || (count < 0 && !CannotCopy(count));
       if (count > 0) copied += count;
       if (count < 0 && by_system) {
@@ -173,8 +172,8 @@ absl::Status Writer::Convert() {
   for (size_t i = shape.size() < 2 ? 0 : 1; i < shape.size(); ++i) matrix.cols *= shape[i];
   MergeOptions options;
   options.allow_non_finite = writing_.allow_non_finite;
-  ASSIGN_OR_RETURN(WeightMerge merge, WeightMerge::Create(writing_.kernels, {}, options,
-                                                          matrix.rows, matrix.cols));
+  ASSIGN_OR_RETURN(WeightMerge merge,
+                   WeightMerge::Create(writing_.kernels, {}, options, matrix.rows, matrix.cols));
   return Stream(std::move(merge), 0, matrix);
 }
 

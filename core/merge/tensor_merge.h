@@ -37,8 +37,8 @@ struct TensorOutcome {
   RoundingStats stats;  // of a tensor that no adapter changes: what conversion did
 };
 
-// Reads the tensor block by block, and writes it: as it is, converted, or merged. Holds two blocks of
-// a few MB, and the factors of one module, packed. Threads: any, for different tensors at once.
+// Reads the tensor block by block, and writes it: as it is, converted, or merged. Holds two blocks
+// of a few MB, and the factors of one module, packed. Threads: any, for different tensors at once.
 // NON_FINITE_RESULT, STORAGE_FULL, SOURCE_CHANGED, SOURCE_UNAVAILABLE, SHAPE_MISMATCH, CANCELLED.
 absl::StatusOr<TensorOutcome> WriteTensor(const PlannedTensor& tensor, const TensorPlace& place,
                                           const TensorWriting& writing);

@@ -57,8 +57,8 @@ struct MergeInput {
 // INVALID_FIELD: what is no sum of deltas (DoRA, replacements) beside another part, or weighted.
 absl::Status CheckAlone(const std::vector<MergePart>& parts);
 
-// A weight of `shape` as the module's matrix, in the base model's own layout: that of embeddings and
-// convolutions is fixed, linear layers have `layout`. SHAPE_MISMATCH, about the field `weight`.
+// A weight of `shape` as the module's matrix, in the base model's own layout: that of embeddings
+// and convolutions is fixed, linear layers have `layout`. SHAPE_MISMATCH, about the field `weight`.
 absl::StatusOr<WeightMatrix> MatrixOf(const MergePart& part, const Shape& shape,
                                       WeightLayout layout);
 
@@ -66,7 +66,8 @@ absl::StatusOr<WeightMatrix> MatrixOf(const MergePart& part, const Shape& shape,
 absl::StatusOr<MergeInput> ReadMergeInput(const std::vector<MergePart>& parts, const Shape& shape,
                                           const WeightMatrix& matrix);
 
-// What the parts make of a bias, in place and in F32: [out_features], zeros where the layer has none.
+// What the parts make of a bias, in place and in F32: [out_features], zeros where the layer has
+// none.
 void MergeBias(const std::vector<MergePart>& parts, std::vector<float>& bias);
 
 // `field` has another shape than it should.

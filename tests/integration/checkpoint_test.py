@@ -34,8 +34,8 @@ class CheckpointTest(ServerTest):
         return self.client.merged_checkpoint(*arguments, **fields)
 
     def expected(self, tensors, adapter, weight=1.0):
-        """W + weight * scale * B A, in float64."""
-        merged = {name: t.values().copy() for name, t in tensors.items()}
+        """W + weight * scale * B A, in float64; of all tensors but scalars."""
+        merged = {name: t.values().copy() for name, t in tensors.items() if t.shape}
         for path, pair in adapter.modules.items():
             merged[f"{path}.weight"] += weight * delta_of(pair)
         return merged

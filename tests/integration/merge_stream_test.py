@@ -13,11 +13,11 @@ Q0 = "model.layers.0.self_attn.q_proj"
 OUT, IN = 301, 96
 
 
-def start_message(weight, adapters=("a",), module=Q0, **fields):
+def start_message(weight, adapters=("a",), module=Q0, scale=1.0, **fields):
     return merge_service_pb2.MergeStreamRequest(start=merge_service_pb2.MergeStreamStart(
         module=adapter_pb2.ModuleSelector(path=module), shape=weight.shape,
         dtype=getattr(tensor_pb2, "DATA_TYPE_" + weight.dtype),
-        adapters=[adapter_pb2.AdapterRef(name=name) for name in adapters], **fields))
+        adapters=[adapter_pb2.AdapterRef(name=name, weight=scale) for name in adapters], **fields))
 
 
 def rows_message(weight, first, count):
@@ -142,9 +142,9 @@ class MergeStreamTest(ServerTest):
 
     def test_an_overflow_is_refused_unless_allowed(self):
         weight = array(np.full((OUT, IN), 65504.0), "F16")
-        messages = [start_message(weight), rows_message(weight, 0, OUT)]
+        messages = [start_message(weight, scale=100), rows_message(weight, 0, OUT)]
         self.refused("INVALID_ARGUMENT/NON_FINITE_RESULT", self.stream, messages)
-        _, last = self.merged(weight, [OUT], allow_non_finite=True)
+        _, last = self.merged(weight, [OUT], scale=100, allow_non_finite=True)
         self.assertGreater(last.stats.non_finite_elements, 0)
 
 

@@ -54,9 +54,8 @@ class MergeKindsTest : public ::testing::Test {
     ThreadPool pool("compute", 2, PrepareComputeThread);
     const std::vector<MergeTerm> terms = MergeTerms(pairs);
     TestMatrix merged(merged_type, whole.rows, whole.cols);
-    ASSERT_OK_AND_ASSIGN(
-        WeightMerge merge,
-        WeightMerge::Create(SharedKernels(), terms, options, whole.rows, whole.cols));
+    ASSERT_OK_AND_ASSIGN(WeightMerge merge, WeightMerge::Create(SharedKernels(), terms, options,
+                                                                whole.rows, whole.cols));
     EXPECT_EQ(merge.NeedsNorms(),
               options.magnitude != nullptr && options.layout == WeightLayout::kInOut);
     const int64_t block = std::max<int64_t>(1, whole.rows / 3);
