@@ -12,6 +12,8 @@ std::span<const Suite> AllSuites() {
        "AdapterRegistry::Load of files in the page cache, against reading and digesting them",
        RunLoadSuite},
       {"merge", "MergeWeight in process, against memcpy of the weight", RunMergeSuite},
+      {"compose", "one adapter of eight by SVD: a 7B model's, and one module against PEFT",
+       RunComposeSuite},
       {"rpc", "a server over loopback TCP and a Unix socket, against raw echoes of the same bytes",
        RunRpcSuite},
       {"fleet", "a server that knows ten thousand adapters and has memory for a thousand",

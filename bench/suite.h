@@ -31,6 +31,7 @@ absl::Status RunKernelSuite(SuiteContext& context);
 absl::Status RunSegmentsSuite(SuiteContext& context);
 absl::Status RunLoadSuite(SuiteContext& context);
 absl::Status RunMergeSuite(SuiteContext& context);
+absl::Status RunComposeSuite(SuiteContext& context);
 absl::Status RunRpcSuite(SuiteContext& context);
 absl::Status RunFleetSuite(SuiteContext& context);
 
