@@ -25,6 +25,9 @@ constexpr int kSteps = 6;
 constexpr int64_t kSpareVectors = 8;
 // Far beyond what any delta needs: 8 cycles are usual.
 constexpr int kMaxCycles = 300;
+// Passes of orthogonalisation, and the cosine that is small enough: some roundings of F32.
+constexpr int kMaxPasses = 8;
+constexpr float kOrthogonal = 1e-6F;
 // Rows of D that a thread multiplies at once, which stay in its cache meanwhile.
 constexpr int64_t kRowsAtOnce = 32;
 // D^T W has a sum for each part of the rows.
@@ -141,14 +144,16 @@ class Operator {
   const Cancellation& cancellation_;
 };
 
-// Orthonormal columns that span those of `block` and are orthogonal to the first `known` of
-// `basis`.
+// Orthonormal columns that span those of `block`, orthogonal to the first `known` of `basis`. Where
+// the block has no more directions to give, QR makes some up, which may lie in the basis: hence the
+// test instead of the two passes that are otherwise enough.
 MatrixXf Orthonormal(MatrixXf block, const MatrixXf& basis, int64_t known) {
-  for (int pass = 0; pass < 2; ++pass) {  // twice is enough (Kahan)
-    if (known > 0) {
-      const auto before = basis.leftCols(known);
-      block -= before * (before.transpose() * block).eval();
-    }
+  for (int pass = 0; pass < kMaxPasses; ++pass) {
+    const auto before = basis.leftCols(known);
+    const MatrixXf overlap = before.transpose() * block;
+    const bool is_orthonormal = pass > 0;
+    if (is_orthonormal && (known == 0 || overlap.cwiseAbs().maxCoeff() <= kOrthogonal)) break;
+    block -= before * overlap;
     const Eigen::HouseholderQR<MatrixXf> qr(block);
     block = qr.householderQ() * MatrixXf::Identity(block.rows(), block.cols());
   }
@@ -190,7 +195,7 @@ absl::StatusOr<Triplets> LanczosSvd(const Operator& matrix, int64_t rank) {
     state = state * 1664525 + 1013904223;
     return static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31F;
   });
-  start = Orthonormal(std::move(start), MatrixXf(), 0);
+  start = Orthonormal(std::move(start), MatrixXf(matrix.cols(), 0), 0);
   for (int cycle = 0; cycle < kMaxCycles; ++cycle) {
     ASSIGN_OR_RETURN(auto space, Krylov(matrix, std::move(start)));
     auto& [basis, images] = space;
@@ -200,7 +205,7 @@ absl::StatusOr<Triplets> LanczosSvd(const Operator& matrix, int64_t rank) {
     if (converged) {
       return Triplets{found.u.leftCols(rank), found.values.head(rank), found.v.leftCols(rank)};
     }
-    start = Orthonormal(std::move(found.v), MatrixXf(), 0);
+    start = Orthonormal(std::move(found.v), MatrixXf(matrix.cols(), 0), 0);
   }
   return Error(Reason::kInternal, "the singular values of a delta did not converge");
 }
