@@ -10,7 +10,6 @@
 #include "core/base/error.h"
 #include "core/base/parallel.h"
 #include "core/base/status_macros.h"
-#include "core/compose/mix.h"
 #include "core/compute/svd.h"
 #include "core/tensor/convert.h"
 
@@ -109,6 +108,11 @@ Tensor CatB(const std::vector<StoredPair>& stored) {
 
 }  // namespace
 
+MixRule Composition::Rule() const {
+  return {traits_.pruning, spec_.density,
+          traits_.elects ? spec_.majority_sign : SignElection::kNone};
+}
+
 absl::StatusOr<Tensor> Composition::MixFactors(const std::vector<Part>& parts,
                                                const std::vector<StoredPair>& stored,
                                                TensorRole role,
@@ -127,9 +131,7 @@ absl::StatusOr<Tensor> Composition::MixFactors(const std::vector<Part>& parts,
   }
   const MatrixView shape = AsMatrix(is_a ? stored[0].lora_a : stored[0].lora_b);
   AlignedBuffer mixed(shape.rows * shape.cols * sizeof(float));
-  const MixRule rule = {traits_.pruning, spec_.density,
-                        traits_.elects ? spec_.majority_sign : SignElection::kNone};
-  RETURN_IF_ERROR(Mix(pool_, inputs, rule, shape.rows, shape.cols, Floats(mixed), cancellation));
+  RETURN_IF_ERROR(Mix(pool_, inputs, Rule(), shape.rows, shape.cols, Floats(mixed), cancellation));
   return Tensor(DType::kF32, {shape.rows, shape.cols}, std::move(mixed));
 }
 
@@ -149,9 +151,7 @@ absl::StatusOr<Tensor> Composition::MixDeltas(const std::vector<Part>& parts,
   const int64_t rows = parts[0].info().out_features;
   const int64_t cols = parts[0].info().columns();
   AlignedBuffer mixed(rows * cols * sizeof(float));
-  const MixRule rule = {traits_.pruning, spec_.density,
-                        traits_.elects ? spec_.majority_sign : SignElection::kNone};
-  RETURN_IF_ERROR(Mix(pool_, inputs, rule, rows, cols, Floats(mixed), cancellation));
+  RETURN_IF_ERROR(Mix(pool_, inputs, Rule(), rows, cols, Floats(mixed), cancellation));
   return Tensor(DType::kF32, {rows, cols}, std::move(mixed));
 }
 

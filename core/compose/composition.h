@@ -14,6 +14,7 @@
 #include "core/base/cancellation.h"
 #include "core/base/thread_pool.h"
 #include "core/compose/compose_spec.h"
+#include "core/compose/mix.h"
 #include "core/compute/kernels.h"
 
 namespace adapterd {
@@ -81,6 +82,7 @@ class Composition {
   // Computes (composition.cc).
   absl::Status ComputeFrom(size_t module, const Cancellation& cancellation);
   absl::StatusOr<Pair> Compute(size_t module, const Cancellation& cancellation) const;
+  MixRule Rule() const;
   absl::StatusOr<Tensor> MixFactors(const std::vector<Part>& parts,
                                     const std::vector<StoredPair>& stored, TensorRole role,
                                     const Cancellation& cancellation) const;
