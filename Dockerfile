@@ -8,7 +8,7 @@ FROM ${BASE} AS build
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends \
     cmake g++ ninja-build pkg-config protobuf-compiler protobuf-compiler-grpc \
-    libabsl-dev libcli11-dev libcpp-httplib-dev libdnnl-dev libfmt-dev libgrpc++-dev libpcre2-dev libprotobuf-dev \
+    libabsl-dev libcli11-dev libcpp-httplib-dev libdnnl-dev libeigen3-dev libfmt-dev libgrpc++-dev libpcre2-dev libprotobuf-dev \
     libspdlog-dev libsqlite3-dev libssl-dev nlohmann-json3-dev ocl-icd-opencl-dev prometheus-cpp-dev \
   && rm -rf /var/lib/apt/lists/*
 WORKDIR /src

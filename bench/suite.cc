@@ -13,6 +13,8 @@ std::span<const Suite> AllSuites() {
        RunLoadSuite},
       {"merge", "MergeWeight in process, against memcpy of the weight", RunMergeSuite},
       {"forward", "a base model's product in 4 bits, against the same in BF16", RunForwardSuite},
+      {"compose", "one adapter of eight by SVD: a 7B model's, and one module against PEFT",
+       RunComposeSuite},
       {"rpc", "a server over loopback TCP and a Unix socket, against raw echoes of the same bytes",
        RunRpcSuite},
       {"fleet", "a server that knows ten thousand adapters and has memory for a thousand",

@@ -32,6 +32,7 @@ absl::Status RunSegmentsSuite(SuiteContext& context);
 absl::Status RunLoadSuite(SuiteContext& context);
 absl::Status RunMergeSuite(SuiteContext& context);
 absl::Status RunForwardSuite(SuiteContext& context);
+absl::Status RunComposeSuite(SuiteContext& context);
 absl::Status RunRpcSuite(SuiteContext& context);
 absl::Status RunFleetSuite(SuiteContext& context);
 

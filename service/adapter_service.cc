@@ -91,6 +91,7 @@ AdapterService::AdapterService(ControlPlane& plane)
       tensors_(plane.environment.metrics.Rpc(kService, "GetAdapterTensors")),
       export_(plane.environment.metrics.Rpc(kService, "ExportAdapter")),
       create_(plane.environment.metrics.Rpc(kService, "CreateAdapter")),
+      compose_(plane.environment.metrics.Rpc(kService, "ComposeAdapter")),
       update_tensors_(plane.environment.metrics.Rpc(kService, "UpdateAdapterTensors")),
       estimate_(plane.environment.metrics.Rpc(kService, "EstimateCapacity")),
       update_(plane.environment.metrics.Rpc(kService, "UpdateAdapter")),

@@ -18,6 +18,7 @@ namespace adapterd {
 struct ControlPlane {
   RpcEnvironment& environment;
   AdapterRegistry& registry;
+  const Kernels& kernels;
   ThreadPool& io_pool;                    // reads files
   ThreadPool& control_pool;               // builds listings; never waits
   ThreadPool& export_pool;                // writes exports; waits for clients
@@ -59,7 +60,8 @@ class AdapterService final : public v1::AdapterService::CallbackService {
                                               v1::GetAdapterTensorsResponse* response) override;
   grpc::ServerWriteReactor<v1::ExportAdapterResponse>* ExportAdapter(
       grpc::CallbackServerContext* context, const v1::ExportAdapterRequest* request) override;
-  // What makes adapters: adapter_creation.cc, update_tensors_call.cc.
+  // What makes adapters: adapter_creation.cc, update_tensors_call.cc,
+  // adapter_composition.cc.
   grpc::ServerUnaryReactor* CreateAdapter(grpc::CallbackServerContext* context,
                                           const v1::CreateAdapterRequest* request,
                                           v1::CreateAdapterResponse* response) override;
@@ -68,6 +70,9 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   grpc::ServerUnaryReactor* EstimateCapacity(grpc::CallbackServerContext* context,
                                              const v1::EstimateCapacityRequest* request,
                                              v1::EstimateCapacityResponse* response) override;
+  grpc::ServerUnaryReactor* ComposeAdapter(grpc::CallbackServerContext* context,
+                                           const v1::ComposeAdapterRequest* request,
+                                           v1::ComposeAdapterResponse* response) override;
   // What changes adapters that are there, and tells of changes: adapter_changes.cc.
   grpc::ServerUnaryReactor* UpdateAdapter(grpc::CallbackServerContext* context,
                                           const v1::UpdateAdapterRequest* request,
@@ -105,6 +110,7 @@ class AdapterService final : public v1::AdapterService::CallbackService {
   RpcMetrics& tensors_;
   RpcMetrics& export_;
   RpcMetrics& create_;
+  RpcMetrics& compose_;
   RpcMetrics& update_tensors_;
   RpcMetrics& estimate_;
   RpcMetrics& update_;

@@ -184,7 +184,7 @@ class Server::Parts {
         merge_helpers("merge-help", options.threads, PrepareMergeThread),
         merge_pool("merge", kMaxCheckpointMerges, PrepareMergeThread),
         collector(storage.content.get(), registry, io_pool, logger),
-        control_plane{environment, registry,
+        control_plane{environment, registry,    kernels,
                       io_pool,     control_pool,
                       export_pool, info,
                       draining,    storage.content.get(),

@@ -108,7 +108,7 @@ absl::Status PeftExport::WriteWeights(
   for (const size_t i : layout_.order) {
     const auto& [module, role] = entries_[i];
     const ModuleInfo& info = manifest_.modules[module];
-    Tensor tensor = lookup(module, role);
+    ASSIGN_OR_RETURN(Tensor tensor, lookup(module, role));
     if (role == TensorRole::kLoraB && info.experts > 0) tensor = JoinExperts(tensor, info);
     RETURN_IF_ERROR(write(tensor.bytes()));
   }

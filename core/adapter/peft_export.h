@@ -21,8 +21,9 @@ enum class ExportOrigin { kUnsaid, kCreated };
 // Whether a file was written with kCreated.
 bool IsCreated(const SafetensorsHeader& header);
 
-// Where an export finds the final tensors of a module, in the form of ModuleTensors.
-using TensorLookup = std::function<Tensor(size_t module, TensorRole role)>;
+// Where an export finds the final tensors of a module, in the form of ModuleTensors; or why it does
+// not.
+using TensorLookup = std::function<absl::StatusOr<Tensor>(size_t module, TensorRole role)>;
 
 // Both files of an export, of which the second is made tensor by tensor: its size is known before
 // the first of them is unpacked. Whatever it was loaded from, the adapter is a plain LoRA (or DoRA)
@@ -36,8 +37,8 @@ class PeftExport {
   const std::string& config() const { return config_; }
   int64_t weights_bytes() const { return layout_.file_bytes; }
 
-  // Calls `write` with the bytes of the weights file, one piece after the other, and stops at its
-  // first error. Holds one tensor at a time.
+  // Calls `write` with the bytes of the weights file, one piece after the other, and stops at the
+  // first error of either. Holds one tensor at a time.
   absl::Status WriteWeights(
       const TensorLookup& lookup,
       const std::function<absl::Status(std::span<const std::byte>)>& write) const;

@@ -22,14 +22,19 @@ class RandomStream {
 
   // Uniform in [0, 2^64).
   uint64_t Next() {
-    state_ += 0x9e3779b97f4a7c15;
+    state_ += kStep;
     uint64_t z = state_;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
     z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
     return z ^ (z >> 31);
   }
 
+  // As if Next had been called `count` times.
+  void Skip(uint64_t count) { state_ += count * kStep; }
+
  private:
+  static constexpr uint64_t kStep = 0x9e3779b97f4a7c15;
+
   uint64_t state_;
 };
 
