@@ -134,7 +134,8 @@ TEST_F(AdapterErrorsTest, FieldsThatAreNotImplementedOrWrong) {
   using Request = v1::LoadAdapterRequest;
   const WrongField cases[] = {
       {"hosted_base", Reason::kNotImplemented, [](Request& r) { r.set_hosted_base("llama"); }},
-      {"head_counts", Reason::kNotImplemented, [](Request& r) { r.mutable_head_counts(); }},
+      {"head_counts.num_attention_heads", Reason::kInvalidField,
+       [](Request& r) { r.mutable_head_counts(); }},
       {"expected_digest", Reason::kInvalidField, [](Request& r) { r.set_expected_digest("abc"); }},
       {"expected_digest", Reason::kInvalidField,
        [](Request& r) { r.set_expected_digest(std::string(64, 'x')); }},

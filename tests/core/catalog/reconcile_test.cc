@@ -67,6 +67,10 @@ TEST(ReconcileTest, WhatIsThereIsHeldAgainstItsSpec) {
          a.source_spec = {"", "base", "checkpoint", "stored"};
        }},
       {"another base_model", kReplace, [](auto& d, auto&) { d.source.base_model = "other"; }},
+      {"other heads", kReplace,
+       [](auto& d, auto&) {
+         d.source.head_counts = HeadCounts{4, 2};
+       }},
       {"another base_checkpoint", kReplace,
        [](auto& d, auto&) { d.source.base_checkpoint = "other"; }},
       {"another pinned", kReplace, [](auto& d, auto&) { d.pinned = true; }},
