@@ -55,6 +55,7 @@ absl::Status Loader::Load() {
   LoadRequest request;
   request.name = kName;
   request.source.source = source_;
+  request.source.head_counts = HeadCounts{32, 32};
   answered_ = std::make_unique<absl::Notification>();
   registry_.Load(std::move(request), [this](const absl::StatusOr<LoadResult>& result) {
     answer_ = result.status();

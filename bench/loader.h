@@ -16,7 +16,7 @@ namespace adapterd::bench {
 // Loads one adapter again and again. One thread.
 class Loader {
  public:
-  // `source` is below `root`.
+  // `source` is below `root`; its model is a Llama of 7B.
   static absl::StatusOr<std::unique_ptr<Loader>> Create(const std::filesystem::path& root,
                                                         const std::string& source);
 

@@ -29,6 +29,7 @@ MAX_INPUT_BYTES = {
     "peft_pattern": 1 << 10,
     "peft_open": 1 << 15,
     "tensor_message": 1 << 10,
+    "gguf": 1 << 14,
 }
 TARGETS = tuple(MAX_INPUT_BYTES)
 MAX_MEGABYTES = 2048
@@ -57,6 +58,8 @@ def seeds_of(target):
         return [file.read_bytes() for file in weights]
     if target == "peft_config":
         return [file.read_bytes() for file in configs]
+    if target == "gguf":
+        return [file.read_bytes() for file in sorted(FIXTURES.rglob("*.gguf"))]
     if target == "tensor_message":
         return []  # what is stored is enough
     headers = {file: header_of(file) for file in weights if header_of(file)}

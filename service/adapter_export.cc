@@ -4,11 +4,14 @@
 
 #include <cstring>
 
+#include "core/adapter/gguf_export.h"
+#include "core/adapter/gguf_names.h"
 #include "core/adapter/peft_export.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "service/adapter_convert.h"
 #include "service/adapter_refs.h"
+#include "service/field_error.h"
 #include "service/tensor_convert.h"
 
 namespace adapterd {
@@ -77,12 +80,18 @@ Tensor TensorOf(const AdapterHandle& adapter, size_t module, TensorRole role) {
 
 absl::Status CheckExport(const v1::ExportAdapterRequest& request) {
   RETURN_IF_ERROR(CheckAdapterName(request.name(), "name"));
-  if (!request.architecture().empty()) return NotImplemented("architecture");
-  if (request.format() == v1::ADAPTER_FORMAT_UNSPECIFIED ||
-      request.format() == v1::ADAPTER_FORMAT_PEFT) {
-    return absl::OkStatus();
+  if (request.format() == v1::ADAPTER_FORMAT_GGUF) {
+    if (FindGgufArchitecture(request.architecture()) != nullptr) return absl::OkStatus();
+    return FieldError("architecture", fmt::format("one of {}", KnownGgufArchitectures()),
+                      request.architecture());
   }
-  return NotImplemented("format other than PEFT");
+  if (request.format() != v1::ADAPTER_FORMAT_UNSPECIFIED &&
+      request.format() != v1::ADAPTER_FORMAT_PEFT) {
+    return FieldError("format", "ADAPTER_FORMAT_PEFT or ADAPTER_FORMAT_GGUF",
+                      v1::AdapterFormat_Name(request.format()));
+  }
+  if (request.architecture().empty()) return absl::OkStatus();
+  return FieldError("architecture", "nothing but with ADAPTER_FORMAT_GGUF", request.architecture());
 }
 
 absl::Status FillTensors(const RpcCall& call, const v1::GetAdapterTensorsRequest& request,
@@ -114,15 +123,24 @@ absl::Status FillTensors(const RpcCall& call, const v1::GetAdapterTensorsRequest
   return absl::OkStatus();
 }
 
-absl::Status WriteExport(const AdapterHandle& adapter, const Write& write) {
+absl::Status WriteExport(const v1::ExportAdapterRequest& request, const AdapterHandle& adapter,
+                         const Write& write) {
+  const auto lookup = [&](size_t module, TensorRole role) {
+    return TensorOf(adapter, module, role);
+  };
+  const auto write_data = [&](std::span<const std::byte> bytes) { return WriteData(bytes, write); };
+  if (request.format() == v1::ADAPTER_FORMAT_GGUF) {
+    ASSIGN_OR_RETURN(const GgufExport file,
+                     GgufExport::Create(adapter.manifest(), request.architecture()));
+    RETURN_IF_ERROR(WriteFileStart("adapter.gguf", file.file_bytes(), write));
+    return file.Write(lookup, write_data);
+  }
   ASSIGN_OR_RETURN(const PeftExport files, PeftExport::Create(adapter.manifest()));
   RETURN_IF_ERROR(
       WriteFileStart("adapter_config.json", static_cast<int64_t>(files.config().size()), write));
-  RETURN_IF_ERROR(WriteData(std::as_bytes(std::span<const char>(files.config())), write));
+  RETURN_IF_ERROR(write_data(std::as_bytes(std::span<const char>(files.config()))));
   RETURN_IF_ERROR(WriteFileStart("adapter_model.safetensors", files.weights_bytes(), write));
-  return files.WriteWeights(
-      [&](size_t module, TensorRole role) { return TensorOf(adapter, module, role); },
-      [&](std::span<const std::byte> bytes) { return WriteData(bytes, write); });
+  return files.WriteWeights(lookup, write_data);
 }
 
 }  // namespace adapterd

@@ -15,7 +15,7 @@ namespace adapterd {
 
 inline constexpr int64_t kExportPieceBytes = 1 << 20;
 
-// INVALID_FIELD, NOT_IMPLEMENTED: what can be said without the adapter.
+// INVALID_FIELD: what can be said without the adapter.
 absl::Status CheckExport(const v1::ExportAdapterRequest& request);
 
 // Fills `response` with the tensors of the module that the request names.
@@ -28,7 +28,7 @@ Tensor TensorOf(const AdapterHandle& adapter, size_t module, TensorRole role);
 
 // Hands every message of the stream to `write`, and stops at its first error.
 absl::Status WriteExport(
-    const AdapterHandle& adapter,
+    const v1::ExportAdapterRequest& request, const AdapterHandle& adapter,
     const std::function<absl::Status(const v1::ExportAdapterResponse&)>& write);
 
 }  // namespace adapterd

@@ -255,12 +255,13 @@ grpc::ServerWriteReactor<v1::ExportAdapterResponse>* AdapterService::ExportAdapt
   }
   auto ticket = plane_.registry.Acquire(
       {{request->name(), ""}}, /*skip_disabled=*/false,
-      [this, call](absl::StatusOr<std::vector<AdapterHandle>> handles) {
-        plane_.export_pool.Submit([call, handles = std::move(handles)]() mutable {
+      [this, call, asked = *request](absl::StatusOr<std::vector<AdapterHandle>> handles) {
+        plane_.export_pool.Submit([call, asked, handles = std::move(handles)]() mutable {
           call->Run([&]() -> absl::Status {
             RETURN_IF_ERROR(handles.status());
             const AdapterHandle handle = std::move(handles->front());
-            return WriteExport(handle, [&](const auto& message) { return call->Write(message); });
+            return WriteExport(asked, handle,
+                               [&](const auto& message) { return call->Write(message); });
           });
         });
       });

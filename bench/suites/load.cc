@@ -9,6 +9,7 @@
 
 #include "bench/data.h"
 #include "bench/file_floor.h"
+#include "bench/gguf_file.h"
 #include "bench/load_memory.h"
 #include "bench/loader.h"
 #include "bench/peft_folder.h"
@@ -32,14 +33,27 @@ struct Subject {
   static absl::StatusOr<std::unique_ptr<Subject>> Create(std::vector<PeftModule> modules,
                                                          int64_t rank) {
     auto subject = std::make_unique<Subject>();
-    subject->modules = std::move(modules);
-    subject->rank = rank;
-    ASSIGN_OR_RETURN(subject->folder, PeftFolder::Create(subject->modules, DType::kBF16, rank));
-    ASSIGN_OR_RETURN(subject->loader,
-                     Loader::Create(subject->folder->root(), subject->folder->adapter()));
-    ASSIGN_OR_RETURN(subject->floor, FileFloor::Open(subject->folder->weights()));
-    RETURN_IF_ERROR(subject->Verify());
+    ASSIGN_OR_RETURN(subject->folder, PeftFolder::Create(modules, DType::kBF16, rank));
+    RETURN_IF_ERROR(subject->Open(*subject->folder, std::move(modules), rank));
     return subject;
+  }
+
+  static absl::StatusOr<std::unique_ptr<Subject>> CreateGguf(std::vector<PeftModule> modules,
+                                                             GgufType type, int64_t rank) {
+    auto subject = std::make_unique<Subject>();
+    ASSIGN_OR_RETURN(subject->gguf, GgufFile::Create(modules, type, rank));
+    subject->dtype = type == GgufType::kF16 ? "f16" : "q8_0";
+    RETURN_IF_ERROR(subject->Open(*subject->gguf, std::move(modules), rank));
+    return subject;
+  }
+
+  template <typename Files>
+  absl::Status Open(const Files& files, std::vector<PeftModule> its_modules, int64_t its_rank) {
+    modules = std::move(its_modules);
+    rank = its_rank;
+    ASSIGN_OR_RETURN(loader, Loader::Create(files.root(), files.adapter()));
+    ASSIGN_OR_RETURN(floor, FileFloor::Open(files.weights()));
+    return Verify();
   }
 
   // What is timed is a load of all of it.
@@ -56,13 +70,15 @@ struct Subject {
 
   size_t tensors() const { return 2 * modules.size(); }
   std::string shape() const {
-    return fmt::format("{} x r={} {:.0f}MB", tensors(), rank,
-                       static_cast<double>(floor->bytes()) / 1e6);
+    return fmt::format("{} x r={} {:.0f}MB{}", tensors(), rank,
+                       static_cast<double>(floor->bytes()) / 1e6, gguf ? " GGUF" : "");
   }
 
   std::vector<PeftModule> modules;
   int64_t rank = 0;
-  std::unique_ptr<PeftFolder> folder;
+  std::string dtype = "bf16";
+  std::unique_ptr<PeftFolder> folder;  // or
+  std::unique_ptr<GgufFile> gguf;
   std::unique_ptr<Loader> loader;
   std::unique_ptr<FileFloor> floor;
 };
@@ -95,7 +111,7 @@ absl::Status AgainstFloor(SuiteContext& context, ThreadPool& pool, Subject& subj
     context.report.Add({"load",
                         std::move(name),
                         subject.shape(),
-                        "bf16",
+                        subject.dtype,
                         std::move(reference),
                         comparison,
                         {counts ? bar : std::nullopt, {}}});
@@ -164,6 +180,11 @@ absl::Status RunLoadSuite(SuiteContext& context) {
     ASSIGN_OR_RETURN(const auto small,
                      Subject::Create(Llama7bQueryValueModules(kTenMegabytesLayers), 16));
     RETURN_IF_ERROR(AgainstFloor(context, pool, *small, std::nullopt));
+  }
+  for (const auto& [type, rank] : {std::pair(GgufType::kF16, 16), std::pair(GgufType::kQ8_0, 32)}) {
+    ASSIGN_OR_RETURN(const auto gguf,
+                     Subject::CreateGguf(Llama7bModules(kLlamaLayers), type, rank));
+    RETURN_IF_ERROR(AgainstFloor(context, pool, *gguf, kTimeBar));
   }
   return ManyTensors(context);
 }

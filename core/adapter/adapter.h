@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,10 @@ namespace adapterd {
 
 enum class AdapterFormat {
   kPeft,
+  kGguf,
+  kMlx,
+  kKohya,
+  kDiffusers,
   kCreated,  // made in a server: stored as PEFT, marked so (peft_export.h)
 };
 
@@ -56,6 +61,9 @@ struct ModuleInfo {
   // The base model's tensor is not <path>.weight but a parameter: of the module that the path names
   // up to its last component, or of the module itself when it is called "weight".
   std::string parameter;
+  // Not 0: the file has B's rows in the order of ggml's RoPE, and they were put back for so many
+  // heads.
+  int64_t rope_heads = 0;
 
   int64_t columns() const { return in_features * kernel_elements; }  // of A
   // How many pairs there are. None also of a pair that pruning left without rank: its delta is
@@ -68,10 +76,18 @@ struct ModuleInfo {
   int64_t parameter_count() const;
 };
 
+// Attention heads of a base model. REQUIRES, where there are any: both above 0.
+struct HeadCounts {
+  int64_t num_attention_heads = 0;
+  int64_t num_key_value_heads = 0;
+
+  bool operator==(const HeadCounts&) const = default;
+};
+
 // All that is known of an adapter without holding its weights.
 struct AdapterManifest {
   AdapterFormat format = AdapterFormat::kPeft;
-  std::string method;      // "lora", "rslora", "dora", "adalora", "vera"
+  std::string method;      // "lora", "rslora", "dora", "adalora", "vera", ...
   std::string base_model;  // as the config or the caller names it; may be empty
   double lora_dropout = 0;
   int64_t file_bytes = 0;  // size of the weights file
@@ -79,6 +95,7 @@ struct AdapterManifest {
   std::vector<ModuleInfo> modules;
   ModuleIndex index;  // over modules; of one path's two, the pair
   PeftTraits peft;
+  std::optional<HeadCounts> head_counts;  // of the base model, when the request or the base says
 
   int64_t parameter_count() const;
   int64_t original_parameter_count() const;         // sum of in x out

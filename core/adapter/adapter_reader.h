@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,6 +29,8 @@ struct SourceSpec {
   std::string stored = {};
   // True: `source` is below the folder of --watch-adapters instead, which no client can name.
   bool watched = false;
+  // As the client gives them, for formats whose rows depend on them.
+  std::optional<HeadCounts> head_counts = std::nullopt;
   std::string hosted_base = {};  // name of a base model in memory; empty: none
 
   // Whether it is held against a base model's tensors.

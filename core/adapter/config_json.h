@@ -2,6 +2,7 @@
 #ifndef ADAPTERD_CORE_ADAPTER_CONFIG_JSON_H_
 #define ADAPTERD_CORE_ADAPTER_CONFIG_JSON_H_
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -14,6 +15,8 @@ namespace adapterd {
 // place and its last value, as in Python.
 using ConfigJson = nlohmann::ordered_json;
 
+// Written by hand or by json.dumps: kilobytes. The largest real ones list a rank a module.
+inline constexpr int64_t kMaxConfigBytes = 10'000'000;
 // PEFT's own configs nest three deep.
 inline constexpr int kMaxConfigDepth = 64;
 // Ordered objects are searched from end to end: this many keys cost up to two seconds.

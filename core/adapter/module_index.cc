@@ -78,28 +78,40 @@ std::string_view TargetOf(std::string_view path) {
   return dot == std::string_view::npos ? path : path.substr(dot + 1);
 }
 
-ModuleIndex::ModuleIndex(const std::vector<std::string>& paths) : paths_(paths) {
-  layers_.reserve(paths_.size());
-  by_path_.reserve(paths_.size());
-  for (size_t i = 0; i < paths_.size(); ++i) {
-    layers_.push_back(LayerOf(paths_[i]));
-    const bool is_first = by_path_.emplace(paths_[i], i).second;
-    if (is_first) by_target_[std::string(TargetOf(paths_[i]))].push_back(i);
-  }
+ModuleIndex::ModuleIndex(const std::vector<std::string>& paths, const std::vector<Alias>& aliases) {
+  by_path_.reserve(paths.size() + aliases.size());
+  for (size_t i = 0; i < paths.size(); ++i) Add(paths[i], i);
+  for (const auto& [path, position] : aliases) Add(path, position);
+}
+
+void ModuleIndex::Add(const std::string& path, size_t position) {
+  const size_t entry = paths_.size();
+  paths_.push_back(path);
+  positions_.push_back(position);
+  layers_.push_back(LayerOf(path));
+  const bool is_first = by_path_.emplace(path, entry).second;
+  if (is_first) by_target_[std::string(TargetOf(path))].push_back(entry);
 }
 
 std::vector<size_t> ModuleIndex::FindAll(const ModuleSelector& selector) const {
   if (!CheckSelector(selector).ok()) return {};
   if (!selector.path.empty()) {
     const auto found = by_path_.find(selector.path);
-    return found == by_path_.end() ? std::vector<size_t>{} : std::vector<size_t>{found->second};
+    if (found == by_path_.end()) return {};
+    return {positions_[found->second]};
   }
   std::vector<size_t> matches;
   const auto candidates = by_target_.find(std::string(TargetOf(selector.target)));
   if (candidates == by_target_.end()) return matches;
   for (const size_t i : candidates->second) {
+    // An alias comes behind all paths, and may repeat what is there.
+    const bool is_alias = i != positions_[i];
+    const bool repeats =
+        is_alias && std::find(matches.begin(), matches.end(), positions_[i]) != matches.end();
     const bool layer_fits = !selector.layer || !layers_[i] || *layers_[i] == *selector.layer;
-    if (layer_fits && EndsWithComponents(paths_[i], selector.target)) matches.push_back(i);
+    if (!repeats && layer_fits && EndsWithComponents(paths_[i], selector.target)) {
+      matches.push_back(positions_[i]);
+    }
   }
   return matches;
 }

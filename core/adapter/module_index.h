@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -41,8 +42,12 @@ std::string_view TargetOf(std::string_view path);
 class ModuleIndex {
  public:
   ModuleIndex() = default;
+  // A second name of a module: another path, and its position.
+  using Alias = std::pair<std::string, size_t>;
+
   // Of equal paths the first counts.
-  explicit ModuleIndex(const std::vector<std::string>& paths);
+  explicit ModuleIndex(const std::vector<std::string>& paths,
+                       const std::vector<Alias>& aliases = {});
 
   // Position in the list that the index was built from. A layerless module serves every layer.
   // MODULE_NOT_TARGETED: nothing matches. INVALID_FIELD: a selector that CheckSelector refuses, or
@@ -55,7 +60,10 @@ class ModuleIndex {
   static constexpr size_t kMaxCandidates = 8;
 
  private:
-  std::vector<std::string> paths_;
+  void Add(const std::string& path, size_t position);
+
+  std::vector<std::string> paths_;  // aliases behind the others
+  std::vector<size_t> positions_;   // of the modules that they name
   std::vector<std::optional<int32_t>> layers_;
   absl::flat_hash_map<std::string, size_t> by_path_;
   absl::flat_hash_map<std::string, std::vector<size_t>> by_target_;  // last component

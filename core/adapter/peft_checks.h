@@ -6,9 +6,9 @@
 #include <string>
 #include <string_view>
 
-#include "core/adapter/peft_plan.h"
 #include "core/adapter/peft_tensors.h"
 #include "core/adapter/problems.h"
+#include "core/adapter/weights_plan.h"
 
 namespace adapterd {
 
@@ -16,6 +16,7 @@ namespace adapterd {
 struct PlannedPart {
   ModuleInfo info;
   PlannedModule tensors;
+  bool swapped = false;  // kExperts: see ExpertsAreSwapped
 
   void Add(const SafetensorsEntry& tensor, TensorRole role);
 };

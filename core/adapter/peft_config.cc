@@ -59,7 +59,11 @@ absl::StatusOr<PeftMethod> ReadPeftType(const ConfigJson& json, const std::strin
 
 std::optional<PeftConfig> ParsePeftConfig(std::string_view text, std::string file,
                                           ProblemList& problems) {
-  const absl::StatusOr<ConfigJson> json = ParseConfigJson(text);
+  return ReadPeftConfig(ParseConfigJson(text), std::move(file), problems);
+}
+
+std::optional<PeftConfig> ReadPeftConfig(const absl::StatusOr<ConfigJson>& json, std::string file,
+                                         ProblemList& problems) {
   if (!json.ok()) {
     problems.Add(ConfigError(Reason::kMalformedConfig, file, std::string{json.status().message()}));
     return std::nullopt;

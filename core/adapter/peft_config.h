@@ -10,14 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "core/adapter/config_json.h"
 #include "core/adapter/peft_methods.h"
 #include "core/adapter/peft_traits.h"
 #include "core/adapter/problems.h"
 
 namespace adapterd {
-
-// Written by hand or by json.dumps: kilobytes. The largest real ones list a rank a module.
-inline constexpr int64_t kMaxConfigBytes = 10'000'000;
 // Each is a regular expression that every module is matched with; real configs have one.
 inline constexpr size_t kMaxLayersPatterns = 100;
 // Above this a rank is no rank: matrices of transformers have at most some 10^5 rows.
@@ -79,6 +77,10 @@ struct PeftConfig : PeftTraits {
 // UNSUPPORTED_ADAPTER for methods and switches that change the arithmetic and are not implemented.
 // nullopt when the tensors of the weights file cannot be judged by it at all (no JSON, or a
 // peft_type that is not read).
+std::optional<PeftConfig> ReadPeftConfig(const absl::StatusOr<ConfigJson>& json, std::string file,
+                                         ProblemList& problems);
+
+// The same, of text.
 std::optional<PeftConfig> ParsePeftConfig(std::string_view text, std::string file,
                                           ProblemList& problems);
 

@@ -76,33 +76,28 @@ Tensor TransposedExpertsOfA(const Tensor& stored, const ModuleInfo& info) {
 }  // namespace
 
 ModuleTensors FoldTensors(PeftMethod method, const ModuleInfo& info, bool swapped,
-                          StoredTensors stored, const VeraProjections& projections) {
+                          StoredTensors stored, const StoredTensors& shared) {
   const auto take = [&stored](TensorRole role) -> Tensor& {
     return stored[static_cast<size_t>(role)];
   };
-  ModuleTensors folded;
-  folded.lora_bias = std::move(take(TensorRole::kLoraBias));
-  folded.magnitude = std::move(take(TensorRole::kMagnitude));
-  folded.weight = std::move(take(TensorRole::kWeight));
-  folded.bias = std::move(take(TensorRole::kBias));
   Tensor& a = take(TensorRole::kLoraA);
   Tensor& b = take(TensorRole::kLoraB);
   if (info.kind == ModuleKind::kExperts) {
-    folded.lora_b = swapped ? TransposedExpertsOfA(a, info) : ExpertsOfB(b, info, false);
-    folded.lora_a = swapped ? ExpertsOfB(b, info, true) : std::move(a);
+    Tensor outputs = swapped ? TransposedExpertsOfA(a, info) : ExpertsOfB(b, info, false);
+    if (swapped) a = ExpertsOfB(b, info, true);
+    b = std::move(outputs);
   } else if (info.pairs() > 0 && method == PeftMethod::kVera) {
-    folded.lora_a =
-        ScaledRows(projections.a, take(TensorRole::kLambdaD), info.rank, info.in_features);
-    folded.lora_b =
-        ScaledRows(projections.b, take(TensorRole::kLambdaB), info.out_features, info.rank);
-  } else {
-    if (info.pairs() > 0 && method == PeftMethod::kAdaLora) {
-      a = ScaledRows(a, take(TensorRole::kLoraE), info.rank, info.in_features);
-    }
-    folded.lora_a = std::move(a);
-    folded.lora_b = std::move(b);
+    const auto projection = [&shared](TensorRole role) -> const Tensor& {
+      return shared[static_cast<size_t>(role)];
+    };
+    a = ScaledRows(projection(TensorRole::kLoraA), take(TensorRole::kLambdaD), info.rank,
+                   info.in_features);
+    b = ScaledRows(projection(TensorRole::kLoraB), take(TensorRole::kLambdaB), info.out_features,
+                   info.rank);
+  } else if (info.pairs() > 0 && method == PeftMethod::kAdaLora) {
+    a = ScaledRows(a, take(TensorRole::kLoraE), info.rank, info.in_features);
   }
-  return folded;
+  return FoldNothing(std::move(stored));
 }
 
 }  // namespace adapterd

@@ -367,7 +367,7 @@ bool PairPlanner::MakeExperts(const std::string& key, PlannedPart& part) {
     checks_.Refuse(swapped.status());
     return false;
   }
-  part.tensors.swapped = *swapped;
+  part.swapped = *swapped;
   if (*swapped) {
     std::swap(info.in_features, info.out_features);
     std::swap(info.lora_a_dtype, info.lora_b_dtype);

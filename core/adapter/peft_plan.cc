@@ -1,10 +1,15 @@
 #include "core/adapter/peft_plan.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "core/adapter/peft_checks.h"
 #include "core/adapter/peft_export.h"
+#include "core/adapter/peft_fold.h"
 #include "core/adapter/peft_pairs.h"
 #include "core/adapter/peft_replacements.h"
 #include "core/adapter/peft_tensors.h"
@@ -45,18 +50,35 @@ void SortByPath(std::vector<PlannedPart>& parts) {
   });
 }
 
-PeftPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
-                  std::vector<PlannedPart> parts) {
+// How its tensors become factors, and what the revision says of their meaning.
+void FinishPart(PeftMethod method, PlannedPart& part) {
+  SortByOffset(part.tensors.tensors);
+  for (PlannedTensor& tensor : part.tensors.tensors) {
+    if (part.swapped) tensor.revision_role = fmt::format("{}_swapped", RoleName(tensor.role));
+    if (part.info.token_ids.empty()) continue;
+    tensor.revision_role = fmt::format("token_rows:{}", fmt::join(part.info.token_ids, ","));
+  }
+  part.tensors.fold = [method, swapped = part.swapped](const ModuleInfo& info, StoredTensors stored,
+                                                       const StoredTensors& shared) {
+    return FoldTensors(method, info, swapped, std::move(stored), shared);
+  };
+}
+
+WeightsPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
+                     std::vector<PlannedPart> parts) {
   SortByPath(parts);
-  PeftPlan plan;
-  plan.method = config.method;
+  WeightsPlan plan;
   plan.manifest.method = MethodName(config);
   plan.manifest.base_model = config.base_model;
   plan.manifest.lora_dropout = config.lora_dropout;
   plan.manifest.peft = config;
+  plan.bind.fan_in_fan_out = config.fan_in_fan_out;
+  for (const auto& [start, end] : config.layer_replication) {
+    plan.bind.layer_replication.push_back({start, end});
+  }
   std::vector<std::string> paths;
   for (PlannedPart& part : parts) {
-    SortByOffset(part.tensors.tensors);
+    FinishPart(config.method, part);
     paths.push_back(part.info.path);
     plan.manifest.modules.push_back(std::move(part.info));
     plan.modules.push_back(std::move(part.tensors));
@@ -67,6 +89,9 @@ PeftPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
     shared.Add(*tensors.vera_a, TensorRole::kLoraA);
     shared.Add(*tensors.vera_b, TensorRole::kLoraB);
     plan.shared = std::move(shared.tensors.tensors);
+    for (PlannedTensor& tensor : plan.shared) {
+      tensor.revision_role = tensor.role == TensorRole::kLoraA ? "vera_a" : "vera_b";
+    }
     SortByOffset(plan.shared);
   }
   return plan;
@@ -74,9 +99,9 @@ PeftPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
 
 }  // namespace
 
-std::optional<PeftPlan> BuildPeftPlan(const PeftConfig& config, const SafetensorsHeader& header,
-                                      std::string_view weights_file, const BaseFacts* base,
-                                      ProblemList& problems) {
+std::optional<WeightsPlan> BuildPeftPlan(const PeftConfig& config, const SafetensorsHeader& header,
+                                         std::string_view weights_file, const BaseFacts* base,
+                                         ProblemList& problems) {
   TensorChecks checks(weights_file, problems);
   const PeftTensors tensors = SortPeftTensors(config, header, weights_file, problems);
   std::vector<PlannedPart> parts = PlanPairs(config, tensors, base, checks, problems);
@@ -88,7 +113,7 @@ std::optional<PeftPlan> BuildPeftPlan(const PeftConfig& config, const Safetensor
     checks.Refuse({.what = "holds no LoRA pair at all"});
   }
   if (parts.empty()) return std::nullopt;
-  PeftPlan plan = Assemble(config, tensors, std::move(parts));
+  WeightsPlan plan = Assemble(config, tensors, std::move(parts));
   plan.manifest.format = IsCreated(header) ? AdapterFormat::kCreated : AdapterFormat::kPeft;
   return plan;
 }

@@ -10,11 +10,12 @@
 
 namespace adapterd {
 
-void RevisionBuilder::Add(std::string_view path, std::string_view role, double scale, DType dtype,
-                          std::span<const int64_t> shape, std::string_view sha256) {
+void RevisionBuilder::Add(std::string_view path, std::string_view role, double scale,
+                          std::string_view dtype, std::span<const int64_t> shape,
+                          std::string_view sha256) {
   lines_.push_back(fmt::format("{}\t{}\t{:016x}\t{}\t{}\t{}\n", path, role,
-                               std::bit_cast<uint64_t>(scale), DTypeName(dtype),
-                               fmt::join(shape, "x"), sha256));
+                               std::bit_cast<uint64_t>(scale), dtype, fmt::join(shape, "x"),
+                               sha256));
 }
 
 std::string RevisionBuilder::Finish() {

@@ -24,6 +24,11 @@ class RevisionBuilder {
  public:
   // `role` is "lora_a" or "lora_b"; `sha256` the hex digest of the tensor's bytes.
   void Add(std::string_view path, std::string_view role, double scale, DType dtype,
+           std::span<const int64_t> shape, std::string_view sha256) {
+    Add(path, role, scale, DTypeName(dtype), shape, sha256);
+  }
+  // Of elements that are stored in a form which is no DType ("Q8_0").
+  void Add(std::string_view path, std::string_view role, double scale, std::string_view dtype,
            std::span<const int64_t> shape, std::string_view sha256);
 
   // 64 lower-case hex digits.

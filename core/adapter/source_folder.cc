@@ -68,20 +68,17 @@ Problem FolderProblem(Reason reason, const SourceFolder& folder, std::string_vie
 }
 
 Problem NoWeights(const SourceFolder& folder, const FoundWeights& found) {
-  if (found.safetensors.size() > 1) {
+  const auto& several = found.safetensors.empty() ? found.ggufs : found.safetensors;
+  if (several.size() > 1) {
     return FolderProblem(Reason::kSourceNotFound, folder,
-                         fmt::format("holds {}, none of them called {}",
-                                     NameSome(found.safetensors), kWeightNames[0]));
+                         fmt::format("holds {}, none of them called {}: name the file",
+                                     NameSome(several), kWeightNames[0]));
   }
   if (!found.pickles.empty()) {
     return FolderProblem(Reason::kUnsafeFormat, folder,
                          fmt::format("holds only pickled weights ({}), which can run code when "
                                      "they are opened: convert them to safetensors",
                                      NameSome(found.pickles)));
-  }
-  if (!found.ggufs.empty()) {
-    return FolderProblem(Reason::kUnsupportedAdapter, folder,
-                         fmt::format("holds {}: GGUF is not read yet", NameSome(found.ggufs)));
   }
   return FolderProblem(Reason::kSourceNotFound, folder,
                        fmt::format("holds no weights: expected {}", kWeightNames[0]));
@@ -91,7 +88,8 @@ std::string ChooseWeights(const SourceFolder& folder, const FoundWeights& found)
   for (const std::string_view name : kWeightNames) {
     if (folder.Has(name)) return std::string(name);
   }
-  return found.safetensors.size() == 1 ? found.safetensors[0] : "";
+  const auto& only = found.safetensors.empty() ? found.ggufs : found.safetensors;
+  return only.size() == 1 ? only[0] : "";
 }
 
 void WarnOfOthers(const SourceFolder& folder, const FoundWeights& found, std::string_view chosen,
@@ -110,6 +108,14 @@ void WarnOfOthers(const SourceFolder& folder, const FoundWeights& found, std::st
   problems.Add(std::move(problem));
 }
 
+// Its own weights go before what subfolders hold.
+bool HoldsWhatNeedsNoConfig(const SourceFolder& folder) {
+  const auto& names = folder.entries();
+  return folder.Has(kWeightNames[2]) ||
+         std::any_of(names.begin(), names.end(),
+                     [](const std::string& name) { return name.ends_with(".gguf"); });
+}
+
 }  // namespace
 
 bool IsPickleName(std::string_view name) {
@@ -122,7 +128,7 @@ bool IsPickleName(std::string_view name) {
 absl::StatusOr<SourceFolder> OpenAdapterFolder(const SourceRoots& roots,
                                                const std::string& source) {
   ASSIGN_OR_RETURN(SourceFolder folder, roots.OpenFolder(source));
-  if (folder.Has(kConfigFileName)) return folder;
+  if (folder.Has(kConfigFileName) || HoldsWhatNeedsNoConfig(folder)) return folder;
   std::vector<SourceFolder> adapters;
   std::vector<std::string> names;
   for (size_t i = 0; i < std::min(folder.entries().size(), kMaxSubfolders); ++i) {
@@ -140,6 +146,13 @@ absl::StatusOr<SourceFolder> OpenAdapterFolder(const SourceRoots& roots,
       .With("file", Printable(folder.path()));
 }
 
+AdapterFiles FilesOf(const SourceFolder& file) {
+  AdapterFiles files;
+  files.weights = file.entries().front();
+  if (file.OpenFile(kConfigFileName).ok()) files.config = std::string(kConfigFileName);
+  return files;
+}
+
 AdapterFiles ChooseAdapterFiles(const SourceFolder& folder, ProblemList& problems) {
   AdapterFiles files;
   if (folder.entries().empty()) {
@@ -155,9 +168,6 @@ AdapterFiles ChooseAdapterFiles(const SourceFolder& folder, ProblemList& problem
   }
   if (folder.Has(kConfigFileName)) {
     files.config = std::string(kConfigFileName);
-  } else {
-    problems.Add(FolderProblem(Reason::kSourceNotFound, folder,
-                               fmt::format("holds no {}", kConfigFileName)));
   }
   return files;
 }

@@ -27,10 +27,15 @@ inline constexpr size_t kMaxSubfolders = 1000;
 // SOURCE_NOT_FOUND, with their names, when several subfolders hold an adapter.
 absl::StatusOr<SourceFolder> OpenAdapterFolder(const SourceRoots& roots, const std::string& source);
 
-// By name alone, nothing is opened. Errors: SOURCE_NOT_FOUND for what is missing, UNSAFE_FORMAT
-// when the only weights are pickled, UNSUPPORTED_ADAPTER when they are of another format. A warning
-// names the weights that are left alone.
+// By name alone, nothing is opened: adapter_model, adapters or pytorch_lora_weights .safetensors,
+// else the only .safetensors, else the only .gguf. Errors: SOURCE_NOT_FOUND when the weights are
+// missing or there is no choice, UNSAFE_FORMAT when the only weights are pickled. A warning names
+// the weights that are left alone. A config may be missing: some formats have none.
 AdapterFiles ChooseAdapterFiles(const SourceFolder& folder, ProblemList& problems);
+
+// Of a source that names a file, whatever it is called, and the config beside it. REQUIRES: `file`
+// is what SourceRoots::OpenFolder gave for it.
+AdapterFiles FilesOf(const SourceFolder& file);
 
 // True for names that torch.save gives to pickled data (.bin, .pt, .pth, .ckpt, .pkl).
 bool IsPickleName(std::string_view name);

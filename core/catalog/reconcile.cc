@@ -31,6 +31,7 @@ std::vector<std::string_view> Differences(const LoadRequest& desired,
   compare(desired.source.base_model == source.base_model, "base_model");
   compare(desired.source.base_checkpoint == source.base_checkpoint, "base_checkpoint");
   compare(desired.source.hosted_base == source.hosted_base, "hosted_base");
+  compare(desired.source.head_counts == source.head_counts, "head_counts");
   compare(HasDigest(found, desired.expected_digest), "expected_digest");
   compare(desired.pinned == found.pinned, "pinned");
   compare(desired.labels == found.labels, "labels");

@@ -44,13 +44,23 @@ std::string_view FormatName(AdapterFormat format) {
   switch (format) {
     case AdapterFormat::kPeft:
       return "peft";
+    case AdapterFormat::kGguf:
+      return "gguf";
+    case AdapterFormat::kMlx:
+      return "mlx";
+    case AdapterFormat::kKohya:
+      return "kohya";
+    case AdapterFormat::kDiffusers:
+      return "diffusers";
     case AdapterFormat::kCreated:
       return "created";
   }
   return "";
 }
 
-constexpr AdapterFormat kFormats[] = {AdapterFormat::kPeft, AdapterFormat::kCreated};
+constexpr AdapterFormat kFormats[] = {AdapterFormat::kPeft,      AdapterFormat::kGguf,
+                                      AdapterFormat::kMlx,       AdapterFormat::kKohya,
+                                      AdapterFormat::kDiffusers, AdapterFormat::kCreated};
 
 // One overload a type of field: whether `json` is such a value, which then is in `value`.
 bool Read(const Json& json, std::string& value) {

@@ -18,7 +18,7 @@ constexpr char kReadAdapters[] =
 constexpr char kReadRevisions[] = R"(
   SELECT adapter, position, revision, derived_digest, weights_sha256, source, base_model,
          base_checkpoint, stored, memory_bytes, load_time_ns, load_duration_ns, warnings, description,
-         hosted_base
+         hosted_base, num_attention_heads, num_key_value_heads
   FROM revisions ORDER BY adapter, position)";
 
 Error Corrupt(const SqliteDatabase& database, std::string_view adapter, std::string_view problem) {
@@ -85,11 +85,13 @@ absl::Status DecodeRevision(const SqliteStatement& statement, std::string& adapt
   std::string warnings;
   std::string description;
   SourceSpec& source = record.source;
-  RETURN_IF_ERROR(ReadColumns(row, adapter, position, record.revision, record.derived_digest,
-                              record.weights_sha256, source.source, source.base_model,
-                              source.base_checkpoint, source.stored, record.memory_bytes,
-                              load_time_ns, load_duration_ns, warnings, description,
-                              source.hosted_base));
+  HeadCounts heads;
+  RETURN_IF_ERROR(ReadColumns(
+      row, adapter, position, record.revision, record.derived_digest, record.weights_sha256,
+      source.source, source.base_model, source.base_checkpoint, source.stored, record.memory_bytes,
+      load_time_ns, load_duration_ns, warnings, description, source.hosted_base,
+      heads.num_attention_heads, heads.num_key_value_heads));
+  if (heads != HeadCounts()) source.head_counts = heads;
   if (record.memory_bytes < 0) {
     return Error(Reason::kStoreCorrupt,
                  fmt::format("memory_bytes: expected 0 or more, found {}", record.memory_bytes));

@@ -23,8 +23,9 @@ constexpr char kPutAdapter[] = R"(
 constexpr char kPutRevision[] = R"(
   INSERT INTO revisions (adapter, position, revision, derived_digest, weights_sha256, source,
                          base_model, base_checkpoint, stored, memory_bytes, load_time_ns,
-                         load_duration_ns, warnings, description, hosted_base)
-  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?))";
+                         load_duration_ns, warnings, description, hosted_base,
+                         num_attention_heads, num_key_value_heads)
+  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?))";
 
 // Of a row besides its text: integers and SQLite's own bookkeeping.
 constexpr size_t kRowOverheadBytes = 1024;
@@ -58,11 +59,10 @@ absl::StatusOr<EncodedRevision> EncodeRevision(const std::string& name,
   ASSIGN_OR_RETURN(encoded.warnings, EncodeList("warnings", record.warnings));
   ASSIGN_OR_RETURN(encoded.description, EncodeDescription("description", record.description));
   const SourceSpec& source = record.source;
-  RETURN_IF_ERROR(
-      CheckSize("a revision", {name, record.revision, record.derived_digest, record.weights_sha256,
-                               source.source, source.base_model, source.base_checkpoint,
-                               source.stored, encoded.warnings, encoded.description,
-                               source.hosted_base}));
+  RETURN_IF_ERROR(CheckSize(
+      "a revision", {name, record.revision, record.derived_digest, record.weights_sha256,
+                     source.source, source.base_model, source.base_checkpoint, source.stored,
+                     encoded.warnings, encoded.description, source.hosted_base}));
   return encoded;
 }
 
@@ -118,11 +118,12 @@ absl::Status RecordWriter::PutRevision(const std::string& name, int64_t position
                                        const RevisionRecord& record,
                                        const EncodedRevision& encoded) {
   const SourceSpec& source = record.source;
+  const HeadCounts heads = source.head_counts.value_or(HeadCounts());
   return put_revision_.Run(
       name, position, record.revision, record.derived_digest, record.weights_sha256, source.source,
       source.base_model, source.base_checkpoint, source.stored, record.memory_bytes,
       encoded.load_time_ns, encoded.load_duration_ns, encoded.warnings, encoded.description,
-      source.hosted_base);
+      source.hosted_base, heads.num_attention_heads, heads.num_key_value_heads);
 }
 
 absl::Status RecordWriter::Erase(const std::string& name) {

@@ -48,7 +48,13 @@ constexpr char kVersion2[] = R"(
   ALTER TABLE revisions ADD COLUMN hosted_base TEXT NOT NULL DEFAULT '';
 )";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2};
+// 0: the request gave none.
+constexpr char kVersion3[] = R"(
+  ALTER TABLE revisions ADD COLUMN num_attention_heads INTEGER NOT NULL DEFAULT 0;
+  ALTER TABLE revisions ADD COLUMN num_key_value_heads INTEGER NOT NULL DEFAULT 0;
+)";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3};
 
 absl::Status NotOurs(const SqliteDatabase& database) {
   return Error(Reason::kStoreCorrupt,

@@ -9,8 +9,8 @@
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "core/compute/stream.h"
-#include "core/compute/transpose.h"
 #include "core/tensor/convert.h"
+#include "core/tensor/transpose.h"
 
 namespace adapterd {
 namespace {

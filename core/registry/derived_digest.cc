@@ -14,12 +14,15 @@ namespace {
 
 std::string LineOf(const ModuleInfo& module, const ModuleExtras& extras) {
   const uint64_t scale = std::bit_cast<uint64_t>(extras.embedding_scale.value_or(0));
-  return fmt::format(
-      "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{:016x}\t{}\n", module.path,
+  std::string line = fmt::format(
+      "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{:016x}\t{}", module.path,
       static_cast<int>(module.kind), module.in_features, module.out_features, module.rank,
       module.experts, fmt::join(module.kernel.begin(), module.kernel.end(), "x"), module.parameter,
       fmt::join(module.token_ids, ","), extras.embedding_scale.has_value(), scale,
       extras.dora ? static_cast<int64_t>(extras.dora->base_bias.size()) : int64_t{-1});
+  // Only where there are any: digests that were written before stay as they are.
+  if (module.rope_heads > 0) line += fmt::format("\theads {}", module.rope_heads);
+  return line + "\n";
 }
 
 }  // namespace

@@ -72,6 +72,7 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
       revision == current.info->revision &&
       request.source.base_checkpoint == current.info->source.base_checkpoint &&
       request.source.hosted_base == current.info->source.hosted_base &&
+      request.source.head_counts == current.info->source.head_counts &&
       manifest.base_model == current.info->description.base_model;
   const bool same_options = request.keep_options ||
                             (request.pinned == current.pinned && request.labels == current.labels);
@@ -92,7 +93,8 @@ absl::StatusOr<Comparison> Compare(const LoadRequest& request, const std::string
 bool HasSameBase(const LoadRequest& request, const AdapterReader& reader,
                  const LoadedState& current) {
   if (request.source.base_checkpoint != current.info->source.base_checkpoint ||
-      request.source.hosted_base != current.info->source.hosted_base) {
+      request.source.hosted_base != current.info->source.hosted_base ||
+      request.source.head_counts != current.info->source.head_counts) {
     return false;
   }
   return !request.source.has_base() || reader.identity() == current.identity;

@@ -87,7 +87,7 @@ bool MayBeLeftOut(const PeftConfig& config, const SafetensorsEntry& tensor) {
 }
 
 // What is not planned would be left out in silence.
-void RequireEveryTensor(const PeftConfig& config, const PeftPlan& plan,
+void RequireEveryTensor(const PeftConfig& config, const WeightsPlan& plan,
                         const SafetensorsHeader& header) {
   Require(plan.modules.size() == plan.manifest.modules.size(), "a module has its tensors");
   std::map<std::string, const PlannedTensor*> planned;

@@ -21,9 +21,9 @@ int64_t& CountOf(const Target& target, std::string_view deep_check) {
 }  // namespace
 
 std::span<const Target* const> AllTargets() {
-  static const Target* const kTargets[] = {&SafetensorsTarget(), &PeftConfigTarget(),
-                                           &PeftKeyTarget(),     &PeftPatternTarget(),
-                                           &PeftOpenTarget(),    &TensorMessageTarget()};
+  static const Target* const kTargets[] = {
+      &SafetensorsTarget(), &PeftConfigTarget(),    &PeftKeyTarget(), &PeftPatternTarget(),
+      &PeftOpenTarget(),    &TensorMessageTarget(), &GgufTarget()};
   return kTargets;
 }
 

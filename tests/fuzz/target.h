@@ -32,6 +32,8 @@ const Target& PeftPatternTarget();
 // The text of a config, NUL, the JSON of a weights file's header: a folder as it is opened.
 const Target& PeftOpenTarget();
 
+// A whole GGUF file, as a container and as an adapter.
+const Target& GgufTarget();
 // The bytes of a StreamProjectionsRequest.
 const Target& TensorMessageTarget();
 

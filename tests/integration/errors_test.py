@@ -86,11 +86,13 @@ class NamesAndFields(Refusals):
         reply = self.client.unload("other", allow_missing=True)
         self.assertEqual((reply.freed_bytes, reply.freed), (0, False))
 
-    def test_fields_that_are_not_implemented_are_refused_and_not_ignored(self):
-        for fields in ({"head_counts": adapter_pb2.HeadCounts(num_attention_heads=4)},):
-            with self.subTest(fields):
-                load = lambda: self.client.load("new", "good", **fields)
-                self.refused("UNIMPLEMENTED/NOT_IMPLEMENTED", load, field=next(iter(fields)))
+    def test_bases_that_are_not_there_and_heads_that_cannot_be_are_refused(self):
+        self.refused("NOT_FOUND/BASE_MODEL_NOT_FOUND",
+                     lambda: self.client.load("new", "good", hosted_base="x"),
+                     field="hosted_base")
+        self.refused(FIELD, lambda: self.client.load(
+            "new", "good", head_counts=adapter_pb2.HeadCounts(num_attention_heads=4)),
+                     field="head_counts.num_key_value_heads")
 
     def test_digests_bases_and_options_that_differ_are_refused(self):
         other = "0" * 64

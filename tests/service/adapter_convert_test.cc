@@ -101,7 +101,17 @@ TEST(LoadRequestTest, WrongFieldsAreCalledByWhereTheyAre) {
       {"name", Reason::kInvalidField, [](Spec& s) { s.set_name("a@b"); }},
       {"source", Reason::kInvalidField, [](Spec& s) { s.clear_source(); }},
       {"hosted_base", Reason::kInvalidField, [](Spec& s) { s.set_hosted_base("a/b"); }},
-      {"head_counts", Reason::kNotImplemented, [](Spec& s) { s.mutable_head_counts(); }},
+      {"head_counts.num_attention_heads", Reason::kInvalidField,
+       [](Spec& s) { s.mutable_head_counts(); }},
+      {"head_counts.num_attention_heads", Reason::kInvalidField,
+       [](Spec& s) { s.mutable_head_counts()->set_num_attention_heads(-1); }},
+      {"head_counts.num_key_value_heads", Reason::kInvalidField,
+       [](Spec& s) { s.mutable_head_counts()->set_num_attention_heads(4); }},
+      {"head_counts.num_key_value_heads", Reason::kInvalidField,
+       [](Spec& s) {
+         s.mutable_head_counts()->set_num_attention_heads(4);
+         s.mutable_head_counts()->set_num_key_value_heads(3);
+       }},
       {"labels", Reason::kInvalidField, [](Spec& s) { (*s.mutable_labels())["a/b/c"] = ""; }},
       {"expected_digest", Reason::kInvalidField,
        [](Spec& s) { s.set_expected_digest(std::string(63, 'a')); }},

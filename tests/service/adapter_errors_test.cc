@@ -139,7 +139,8 @@ TEST_F(AdapterErrorsTest, FieldsThatAreNotImplementedOrWrong) {
          r.set_hosted_base("llama");
          r.set_base_checkpoint("llama");
        }},
-      {"head_counts", Reason::kNotImplemented, [](Request& r) { r.mutable_head_counts(); }},
+      {"head_counts.num_attention_heads", Reason::kInvalidField,
+       [](Request& r) { r.mutable_head_counts(); }},
       {"expected_digest", Reason::kInvalidField, [](Request& r) { r.set_expected_digest("abc"); }},
       {"expected_digest", Reason::kInvalidField,
        [](Request& r) { r.set_expected_digest(std::string(64, 'x')); }},

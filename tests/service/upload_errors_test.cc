@@ -85,7 +85,8 @@ TEST_F(UploadErrorsTest, StartsThatAreRefused) {
       {[](auto& s) { s.set_expected_digest("12"); }, Reason::kInvalidField, "expected_digest"},
       {[](auto& s) { (*s.mutable_labels())["\n"] = ""; }, Reason::kInvalidField, "labels"},
       {[](auto& s) { s.set_hosted_base("a/b"); }, Reason::kInvalidField, "hosted_base"},
-      {[](auto& s) { s.mutable_head_counts(); }, Reason::kNotImplemented, "head_counts"},
+      {[](auto& s) { s.mutable_head_counts(); }, Reason::kInvalidField,
+       "head_counts.num_attention_heads"},
   };
   for (const Case& each : cases) {
     SCOPED_TRACE(each.field);

@@ -111,6 +111,25 @@ TEST_F(ModuleIndexTest, MatchesWholeComponentsOnly) {
   }
 }
 
+TEST(ModuleAliasTest, SecondNamesFindTheSameModule) {
+  const std::vector<std::string> paths = {"model.layers.0.self_attn.q_proj", "model.layers.1.up"};
+  const ModuleIndex index(paths, {{"blk.0.attn_q", 0}, {"blk.1.up", 1}, {"model.layers.1.up", 0}});
+  EXPECT_EQ(index.Find({"blk.0.attn_q", "", {}}).value(), 0u);
+  EXPECT_EQ(index.Find({"", "attn_q", 0}).value(), 0u);
+  EXPECT_EQ(index.Find({"", "blk.0.attn_q", 0}).value(), 0u);
+  EXPECT_EQ(index.Find({"model.layers.1.up", "", {}}).value(), 1u);  // a path goes before an alias
+  EXPECT_EQ(index.Find({"", "q_proj", 0}).value(), 0u);
+  EXPECT_THAT(index.Find({"blk.0", "", {}}), HasReason(Reason::kModuleNotTargeted));
+  EXPECT_THAT(index.FindAll({"", "attn_q", 0}), ElementsAre(0));
+}
+
+// One that is called alike under both names is found once.
+TEST(ModuleAliasTest, AModuleMatchesOnce) {
+  const ModuleIndex index({"model.layers.0.mlp.up"}, {{"blk.0.up", 0}});
+  EXPECT_EQ(index.Find({"", "up", 0}).value(), 0u);
+  EXPECT_THAT(index.FindAll({"", "up", {}}), ElementsAre(0));
+}
+
 // GPT-2 has two c_proj a layer.
 TEST_F(ModuleIndexTest, LongerTargetsTellTwinsApart) {
   EXPECT_THAT(index_.Find(Target("c_proj", 0)),

@@ -87,10 +87,11 @@ TEST(PeftFoldTest, VeraTakesItsPartOfTheProjections) {
   constexpr int64_t kWide = kIn + 3;
   constexpr int64_t kHigh = kOut + 2;
   TestRandom random(3);
-  const VeraProjections projections = {Random(random, DType::kF32, {kRank, kWide}),
-                                       Random(random, DType::kBF16, {kHigh, kRank})};
-  const std::vector<float> a = FloatsOf(projections.a);
-  const std::vector<float> b = FloatsOf(projections.b);
+  StoredTensors projections(kTensorRoles);
+  Of(projections, TensorRole::kLoraA) = Random(random, DType::kF32, {kRank, kWide});
+  Of(projections, TensorRole::kLoraB) = Random(random, DType::kBF16, {kHigh, kRank});
+  const std::vector<float> a = FloatsOf(Of(projections, TensorRole::kLoraA));
+  const std::vector<float> b = FloatsOf(Of(projections, TensorRole::kLoraB));
   const std::vector<float> d = random.Floats(DType::kF32, kRank);
   const std::vector<float> by_row = random.Floats(DType::kF16, kOut);
   StoredTensors stored(kTensorRoles);

@@ -41,7 +41,7 @@ TEST(SourceFolderTest, SingleFiles) {
   TempDir dir;
   for (const char* name : {"a.safetensors", "a.gguf", "a.json", "a"}) {
     dir.Write(name, "x");
-    EXPECT_THAT(OpenStatus(dir, name), HasReason(Reason::kUnsupportedAdapter)) << name;
+    EXPECT_THAT(OpenStatus(dir, name), HasReason(Reason::kMalformedTensorFile)) << name;
   }
   for (const char* name : {"a.bin", "a.pt", "a.pth", "a.ckpt", "a.pkl"}) {
     dir.Write(name, "x");
@@ -109,10 +109,16 @@ TEST_F(WeightsChoiceTest, TrainerStateAloneIsNoAdapter) {
   EXPECT_THAT(folder_.problems().items(), ElementsAre(IsError(Reason::kSourceNotFound, "")));
 }
 
-TEST_F(WeightsChoiceTest, GgufIsNotReadYet) {
-  RenameWeights("adapter.gguf");
-  EXPECT_EQ(folder_.Open(), nullptr);
-  EXPECT_THAT(folder_.problems().items(), ElementsAre(IsError(Reason::kUnsupportedAdapter, "")));
+// The config beside it is its own.
+TEST_F(WeightsChoiceTest, AFileMayBeNamedInsteadOfItsFolder) {
+  RenameWeights("second");
+  folder_.dir().Write("a/adapter_model.safetensors", "x");
+  ProblemList problems;
+  const auto reader = OpenerAt(folder_.dir().path())({"a/second", ""}, problems);
+  ASSERT_THAT(reader, NotNull());
+  EXPECT_THAT(problems.items(), IsEmpty());
+  EXPECT_EQ(reader->identity().files[0].first, AdapterFolder::kConfig);
+  EXPECT_EQ(reader->identity().files[1].first, "a/second");
 }
 
 TEST_F(WeightsChoiceTest, ConfigIsNeeded) {

@@ -68,6 +68,10 @@ TEST(ReconcileTest, WhatIsThereIsHeldAgainstItsSpec) {
        }},
       {"another base_model", kReplace, [](auto& d, auto&) { d.source.base_model = "other"; }},
       {"another hosted_base", kReplace, [](auto& d, auto&) { d.source.hosted_base = "other"; }},
+      {"other heads", kReplace,
+       [](auto& d, auto&) {
+         d.source.head_counts = HeadCounts{4, 2};
+       }},
       {"another base_checkpoint", kReplace,
        [](auto& d, auto&) { d.source.base_checkpoint = "other"; }},
       {"another pinned", kReplace, [](auto& d, auto&) { d.pinned = true; }},

@@ -36,6 +36,7 @@ inline RevisionRecord FullRevision(int seed) {
   record.weights_sha256 = "sha" + tag;
   record.source = {"folder/" + tag, "base" + tag, "checkpoint" + tag, "stored" + tag};
   record.source.hosted_base = "hosted" + tag;
+  record.source.head_counts = HeadCounts{32 + seed, 8 + seed};
   record.description.method = "dora" + tag;
   record.description.base_model = "org/model \"" + tag + "\" \xc3\xa4";
   record.description.ranks = {4, 8 + seed};

@@ -5,6 +5,7 @@
 #include <limits>
 #include <thread>
 
+#include "core/catalog/schema.h"
 #include "tests/core/catalog/records.h"
 #include "tests/testing/temp_dir.h"
 
@@ -40,6 +41,30 @@ TEST_F(SqliteCatalogTest, EveryFieldComesBack) {
   EXPECT_THAT(RecordsOf(*catalog_), ElementsAre(full, small));
   Reopen();
   EXPECT_THAT(RecordsOf(*catalog_), ElementsAre(full, small));
+}
+
+// As an adapterd wrote it that knew no head counts.
+TEST_F(SqliteCatalogTest, RecordsOfTheFirstVersionHaveNoHeads) {
+  const std::string data_dir = dir_ / "old";
+  std::filesystem::create_directory(data_dir);
+  {
+    ASSERT_OK_AND_ASSIGN(auto database,
+                         SqliteDatabase::Open(data_dir + "/" + kCatalogueFile, "old"));
+    ASSERT_THAT(CheckAndMigrate(*database, CatalogueMigrations().first(1)), IsOk());
+    ASSERT_THAT(database->Execute(R"(
+      INSERT INTO adapters VALUES ('x', 'id', 'etag', 0, 1, '{}', '{}');
+      INSERT INTO revisions VALUES ('x', 0, 'r', 'd', 'w', 'folder', 'base', '', '', 5, 6, 7, '[]',
+        '{"format":"peft","method":"lora","base_model":"","ranks":[],"target_modules":[],
+          "layer_count":0,"module_count":0,"parameter_count":0,"original_parameter_count":0,
+          "file_bytes":0,"lora_dropout":0.0}'))"),
+                IsOk());
+  }
+  const auto catalog = OpenCatalog(data_dir);
+  ASSERT_NE(catalog, nullptr);
+  const auto records = RecordsOf(*catalog);
+  ASSERT_THAT(records, SizeIs(1));
+  EXPECT_EQ(records[0].current.source.source, "folder");
+  EXPECT_EQ(records[0].current.source.head_counts, std::nullopt);
 }
 
 TEST_F(SqliteCatalogTest, RecordsComeByName) {

@@ -1,4 +1,4 @@
-#include "core/adapter/peft_reader.h"
+#include "core/adapter/weights_reader.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -35,7 +35,7 @@ std::string_view AsText(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-TEST(PeftReaderTest, BytesArriveAsStored) {
+TEST(WeightsReaderTest, BytesArriveAsStored) {
   AdapterFolder folder;
   const std::string a = FloatBytesOf({1, -2, 3.5, 1e-45f, 0, -0.0f, 7, 8});
   folder.AddBytes(kA, {2, 4}, DType::kF32, a);
@@ -61,7 +61,7 @@ TEST(PeftReaderTest, BytesArriveAsStored) {
 }
 
 // Tensors that take several pieces, and one that ends within a piece.
-TEST(PeftReaderTest, LargeTensorsAreReadInPieces) {
+TEST(WeightsReaderTest, LargeTensorsAreReadInPieces) {
   AdapterFolder folder;
   const int64_t in = kReadBytes / 4 + 3;
   folder.AddPair("m.0.q_proj", 2, in, 5).AddPair("m.1.v_proj", 2, kReadBytes / 8, 7);
@@ -83,7 +83,7 @@ TEST(PeftReaderTest, LargeTensorsAreReadInPieces) {
 }
 
 // What is digested is named by path and role, whatever reads it when.
-TEST(PeftReaderTest, ManyThreadsReadWhatOneReads) {
+TEST(WeightsReaderTest, ManyThreadsReadWhatOneReads) {
   AdapterFolder folder;
   TestRandom random(7);
   for (int layer = 0; layer < 40; ++layer) {
@@ -115,7 +115,7 @@ TEST(PeftReaderTest, ManyThreadsReadWhatOneReads) {
   EXPECT_EQ(revisions.size(), 1u);
 }
 
-TEST(PeftReaderTest, RevisionsFollowContentAndNotItsOrderOrNames) {
+TEST(WeightsReaderTest, RevisionsFollowContentAndNotItsOrderOrNames) {
   const auto revision_of = [](const std::function<void(AdapterFolder&)>& make) {
     AdapterFolder folder;
     make(folder);
@@ -160,7 +160,7 @@ TEST(PeftReaderTest, RevisionsFollowContentAndNotItsOrderOrNames) {
 }
 
 // One row of other tokens means another embedding.
-TEST(PeftReaderTest, RevisionsKnowWhichTokensRowsReplace) {
+TEST(WeightsReaderTest, RevisionsKnowWhichTokensRowsReplace) {
   AdapterFolder folder;
   folder.AddPair("m.q_proj").Add("e.token_adapter.trainable_tokens_delta", {2, 4});
   std::set<std::string> revisions;
@@ -172,14 +172,14 @@ TEST(PeftReaderTest, RevisionsKnowWhichTokensRowsReplace) {
   EXPECT_EQ(revisions.size(), 3u);
 }
 
-TEST(PeftReaderTest, ReadMayBeRepeated) {
+TEST(WeightsReaderTest, ReadMayBeRepeated) {
   AdapterFolder folder;
   const auto reader = folder.AddPair("m.0.q_proj").WriteAndOpen();
   ASSERT_OK_AND_ASSIGN(const std::string first, folder.Read(*reader));
   EXPECT_EQ(folder.Read(*reader).value(), first);
 }
 
-TEST(PeftReaderTest, AnErrorOfTheSinkEndsTheReading) {
+TEST(WeightsReaderTest, AnErrorOfTheSinkEndsTheReading) {
   class Full : public ModuleSink {
    public:
     absl::Status Take(size_t, ModuleTensors&) override {
@@ -192,7 +192,7 @@ TEST(PeftReaderTest, AnErrorOfTheSinkEndsTheReading) {
   EXPECT_THAT(folder.Read(*reader, &full), HasReason(Reason::kMemoryBudgetExceeded));
 }
 
-TEST(PeftReaderTest, NonFiniteElementsAreAllNamed) {
+TEST(WeightsReaderTest, NonFiniteElementsAreAllNamed) {
   const float inf = std::numeric_limits<float>::infinity();
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const std::string zeros = FloatBytesOf({0, 0, 0, 0});
@@ -224,7 +224,7 @@ TEST(PeftReaderTest, NonFiniteElementsAreAllNamed) {
   }
 }
 
-TEST(PeftReaderTest, NonFiniteHalvesAreSeenInTheirOwnFormat) {
+TEST(WeightsReaderTest, NonFiniteHalvesAreSeenInTheirOwnFormat) {
   struct Case {
     DType dtype;
     uint16_t bits;
@@ -244,7 +244,7 @@ TEST(PeftReaderTest, NonFiniteHalvesAreSeenInTheirOwnFormat) {
   }
 }
 
-TEST(PeftReaderTest, CancellationStopsTheReading) {
+TEST(WeightsReaderTest, CancellationStopsTheReading) {
   AdapterFolder folder;
   const auto reader = folder.AddPair("m.0.q_proj").WriteAndOpen();
   Cancellation cancellation;
@@ -257,7 +257,7 @@ TEST(PeftReaderTest, CancellationStopsTheReading) {
   EXPECT_FALSE(folder.problems().has_errors());  // nothing is wrong with the adapter
 }
 
-TEST(PeftReaderTest, FilesThatMovedOnAreNotServed) {
+TEST(WeightsReaderTest, FilesThatMovedOnAreNotServed) {
   const std::string config = AdapterFolder::kConfig;
   const std::string weights = AdapterFolder::kWeights;
   using Change = std::function<void(const AdapterFolder&)>;
@@ -299,7 +299,7 @@ TEST(PeftReaderTest, FilesThatMovedOnAreNotServed) {
   }
 }
 
-TEST(PeftReaderTest, IdentityIsThatOfBothFiles) {
+TEST(WeightsReaderTest, IdentityIsThatOfBothFiles) {
   AdapterFolder folder;
   folder.AddPair("m.0.q_proj").Write();
   const SourceIdentity first = folder.Open()->identity();
@@ -312,7 +312,7 @@ TEST(PeftReaderTest, IdentityIsThatOfBothFiles) {
   EXPECT_NE(folder.Open()->identity(), first);
 }
 
-TEST(PeftReaderTest, ABaseIsPartOfWhatIsReadAndOfTheIdentity) {
+TEST(WeightsReaderTest, ABaseIsPartOfWhatIsReadAndOfTheIdentity) {
   AdapterFolder folder;
   folder.AddPair("m.0.q_proj").Write();
   CheckpointBuilder().Add("m.0.q_proj.weight", {3, 4}).Write(folder.dir(), "base");
@@ -330,7 +330,7 @@ TEST(PeftReaderTest, ABaseIsPartOfWhatIsReadAndOfTheIdentity) {
   EXPECT_NE(folder.Open("", "base")->identity(), reader->identity());
 }
 
-TEST(PeftReaderTest, ABaseThatDoesNotFitIsRefused) {
+TEST(WeightsReaderTest, ABaseThatDoesNotFitIsRefused) {
   AdapterFolder folder;
   folder.AddPair("m.0.q_proj").Write();
   CheckpointBuilder().Add("m.0.q_proj.weight", {3, 5}).Write(folder.dir(), "wide");

@@ -1,6 +1,6 @@
-// Reads the weights that a PeftPlan locates.
-#ifndef ADAPTERD_CORE_ADAPTER_PEFT_READER_H_
-#define ADAPTERD_CORE_ADAPTER_PEFT_READER_H_
+// Reads the weights that a WeightsPlan locates.
+#ifndef ADAPTERD_CORE_ADAPTER_WEIGHTS_READER_H_
+#define ADAPTERD_CORE_ADAPTER_WEIGHTS_READER_H_
 
 #include <memory>
 #include <optional>
@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "core/adapter/adapter_reader.h"
-#include "core/adapter/peft_fold.h"
-#include "core/adapter/peft_plan.h"
 #include "core/adapter/spare_buffers.h"
 #include "core/adapter/suspicions.h"
+#include "core/adapter/weights_plan.h"
 #include "core/formats/input_file.h"
 
 namespace adapterd {
@@ -22,9 +21,11 @@ inline constexpr int64_t kReadBytes = 1 << 18;
 
 // Owns the open files. Modules are read side by side, each straight into the buffers that the sink
 // gets; a module's tensors lie together in the file, so that reads stay large and in order.
-class PeftReader : public AdapterReader {
+class WeightsReader : public AdapterReader {
  public:
-  PeftReader(PeftPlan plan, InputFile config, InputFile weights, std::optional<BoundBase> base);
+  // `config`: the other file in use, if any.
+  WeightsReader(WeightsPlan plan, std::optional<InputFile> config, InputFile weights,
+                std::optional<BoundBase> base);
 
   const std::shared_ptr<const AdapterManifest>& manifest() const override { return manifest_; }
   const SourceIdentity& identity() const override { return identity_; }
@@ -44,10 +45,12 @@ class PeftReader : public AdapterReader {
   };
 
   absl::StatusOr<TensorFacts> ReadTensor(const PlannedTensor& tensor, std::span<std::byte> out,
-                                         const Cancellation& cancellation) const;
+                                         float* decoded, const Cancellation& cancellation) const;
   absl::StatusOr<Tensor> ReadInto(AlignedBuffer buffer, const PlannedTensor& tensor,
-                                  const Cancellation& cancellation, TensorFacts& facts) const;
-  absl::Status ReadShared(const Cancellation& cancellation, ModuleFacts& facts);
+                                  const Cancellation& cancellation, SpareBuffers& spares,
+                                  TensorFacts& facts) const;
+  absl::Status ReadShared(const Cancellation& cancellation, SpareBuffers& spares,
+                          ModuleFacts& facts);
   absl::Status DigestModule(size_t module, const Cancellation& cancellation, SpareBuffers& spares,
                             ModuleFacts& facts) const;
   absl::Status ReadModule(size_t module, const Cancellation& cancellation, SpareBuffers& spares,
@@ -57,13 +60,12 @@ class PeftReader : public AdapterReader {
   std::string Revision(const std::vector<ModuleFacts>& facts, const ModuleFacts& shared) const;
   absl::Status CheckUnchanged() const;
 
-  PeftMethod method_;
   std::shared_ptr<const AdapterManifest> manifest_;
   std::vector<PlannedModule> modules_;
   std::vector<size_t> order_;  // of modules, by where they lie in the file
   std::vector<PlannedTensor> shared_;
-  VeraProjections projections_;
-  InputFile config_;
+  StoredTensors shared_tensors_;
+  std::optional<InputFile> config_;
   InputFile weights_;
   std::optional<BoundBase> base_;
   SourceIdentity identity_;
@@ -71,4 +73,4 @@ class PeftReader : public AdapterReader {
 
 }  // namespace adapterd
 
-#endif  // ADAPTERD_CORE_ADAPTER_PEFT_READER_H_
+#endif  // ADAPTERD_CORE_ADAPTER_WEIGHTS_READER_H_

@@ -1,7 +1,8 @@
-#include "core/compute/transpose.h"
+#include "core/tensor/transpose.h"
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace adapterd {
 namespace {
@@ -92,5 +93,14 @@ void Transpose(const std::byte* from, int64_t from_stride, int64_t rows, int64_t
 
 template void Transpose<uint16_t>(const std::byte*, int64_t, int64_t, int64_t, std::byte*, int64_t);
 template void Transpose<uint32_t>(const std::byte*, int64_t, int64_t, int64_t, std::byte*, int64_t);
+
+Tensor TransposedMatrix(const Tensor& matrix) {
+  const MatrixView from = AsMatrix(matrix);
+  AlignedBuffer buffer(matrix.bytes().size());
+  const int64_t to_stride = from.rows * FloatBytes(from.dtype);
+  const auto transpose = from.dtype == DType::kF32 ? Transpose<uint32_t> : Transpose<uint16_t>;
+  transpose(from.data, from.row_bytes(), from.rows, from.cols, buffer.data(), to_stride);
+  return Tensor(from.dtype, {from.cols, from.rows}, std::move(buffer));
+}
 
 }  // namespace adapterd

@@ -1,5 +1,5 @@
 // Every word of every small size, at the right place and nowhere else.
-#include "core/compute/transpose.h"
+#include "core/tensor/transpose.h"
 
 #include <gtest/gtest.h>
 

@@ -1,9 +1,11 @@
 // Transposes words in memory.
-#ifndef ADAPTERD_CORE_COMPUTE_TRANSPOSE_H_
-#define ADAPTERD_CORE_COMPUTE_TRANSPOSE_H_
+#ifndef ADAPTERD_CORE_TENSOR_TRANSPOSE_H_
+#define ADAPTERD_CORE_TENSOR_TRANSPOSE_H_
 
 #include <cstddef>
 #include <cstdint>
+
+#include "core/tensor/tensor.h"
 
 namespace adapterd {
 
@@ -20,6 +22,9 @@ extern template void Transpose<uint16_t>(const std::byte*, int64_t, int64_t, int
 extern template void Transpose<uint32_t>(const std::byte*, int64_t, int64_t, int64_t, std::byte*,
                                          int64_t);
 
+// The transposed matrix in memory of its own. REQUIRES: two dimensions of a float type.
+Tensor TransposedMatrix(const Tensor& matrix);
+
 }  // namespace adapterd
 
-#endif  // ADAPTERD_CORE_COMPUTE_TRANSPOSE_H_
+#endif  // ADAPTERD_CORE_TENSOR_TRANSPOSE_H_
