@@ -363,7 +363,7 @@ TEST(PeftConfigTest, WhatIsNoLoraConfigEndsTheReading) {
       {R"({"peft_type": "LORA", "lora_alpha": 1e999})", malformed, "", "not JSON"},
       {"{\"peft_type\": \"LORA\", \"a\": \"\xff\"}", malformed, "", "not JSON"},
       {R"({"r": 8})", malformed, "peft_type", "peft_type is missing"},
-      {R"({"fine_tune_type": "lora"})", malformed, "peft_type", "mlx-lm"},
+      {R"({"rank": 8, "alpha": 16})", malformed, "peft_type", "mlx-vlm"},
       {R"({"peft_type": null})", malformed, "peft_type", "must be a string"},
       {R"({"peft_type": 3})", malformed, "peft_type", "must be a string"},
       {R"({"peft_type": "lora"})", Reason::kUnsupportedAdapter, "peft_type", "no such method"},
