@@ -83,17 +83,32 @@ std::optional<PlannedPart> PairPlanner::PlanLora(const std::string& path, const 
     usable &= checks_.Complete(pair, path, {TensorRole::kLoraBias});
   }
   const bool convolution = !pair.is_embedding && IsConvolutionPair(pair);
-  usable &= CheckFactors(path, pair, convolution);
+  const auto blocked = FindBlocks(path, pair);
+  if (!blocked) return std::nullopt;
+  const int64_t blocks = config_.block_diagonals ? config_.block_diagonals->blocks : 1;
+  usable &= CheckFactors(path, pair, convolution, *blocked == BlockFactor::kB ? blocks : 1);
   if (!usable) return std::nullopt;
   const ModuleKind kind = pair.is_embedding ? ModuleKind::kEmbedding
                           : convolution     ? ModuleKind::kConv
                                             : ModuleKind::kLinear;
   PlannedPart part = StartPeftPair(path, kind, pair);
-  if (!ScaleByPatterns(path, part.info) || !AddVectors(pair, part)) return std::nullopt;
+  if (!ExpandBlocks(*blocked, blocks, part, checks_) || !ScaleByPatterns(path, part.info) ||
+      !AddVectors(pair, part)) {
+    return std::nullopt;
+  }
   return part;
 }
 
-bool PairPlanner::CheckFactors(const std::string& path, const PeftPair& pair, bool convolution) {
+// PEFT has block-diagonal factors in linear layers alone.
+std::optional<BlockFactor> PairPlanner::FindBlocks(const std::string& path, const PeftPair& pair) {
+  const SafetensorsEntry* a = pair.Get(TensorRole::kLoraA);
+  const bool linear = !pair.is_embedding && !IsConvolutionPair(pair);
+  if (!config_.block_diagonals || !linear || a == nullptr) return BlockFactor::kNone;
+  return BlockFactorOf(*config_.block_diagonals, path, *a, checks_);
+}
+
+bool PairPlanner::CheckFactors(const std::string& path, const PeftPair& pair, bool convolution,
+                               int64_t blocks_of_b) {
   const SafetensorsEntry* a = pair.Get(TensorRole::kLoraA);
   const SafetensorsEntry* b = pair.Get(TensorRole::kLoraB);
   bool usable = a != nullptr && b != nullptr;
@@ -103,7 +118,7 @@ bool PairPlanner::CheckFactors(const std::string& path, const PeftPair& pair, bo
         convolution ? checks_.Values(*tensor, path, shape) : checks_.Matrix(*tensor, path, shape);
   }
   if (!usable || (convolution && !CheckGroups(path, *a, *b))) return false;
-  return checks_.Ranks(*a, *b, path);
+  return checks_.Ranks(*a, *b, path, blocks_of_b);
 }
 
 bool PairPlanner::CheckGroups(const std::string& path, const SafetensorsEntry& a,

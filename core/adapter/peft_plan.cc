@@ -45,6 +45,7 @@ void FinishPart(PeftMethod method, PlannedPart& part) {
     if (part.info.token_ids.empty()) continue;
     tensor.revision_role = fmt::format("token_rows:{}", fmt::join(part.info.token_ids, ","));
   }
+  if (part.tensors.fold) return;
   part.tensors.fold = [method, swapped = part.swapped](const ModuleInfo& info, StoredTensors stored,
                                                        const StoredTensors& shared) {
     return FoldTensors(method, info, swapped, std::move(stored), shared);

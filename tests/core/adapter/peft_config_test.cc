@@ -313,7 +313,7 @@ TEST(PeftConfigTest, SwitchesThatAreNotImplementedAreRefused) {
        "tokens are not known"},
       {R"("use_qalora": true)", unsupported, "use_qalora"},
       {R"("arrow_config": {"top_k": 3})", unsupported, "arrow_config", "load those by themselves"},
-      {R"("use_bdlora": {"nblocks": 2})", unsupported, "use_bdlora"},
+      {R"("use_bdlora": {"nblocks": 2, "more": 1})", unsupported, "use_bdlora.more"},
       {R"("kasa_config": {"beta": 1})", unsupported, "kasa_config"},
       {R"("init_lora_weights": "pissa")", unsupported, "init_lora_weights", "save_pretrained"},
       {R"("init_lora_weights": "pissa_niter_4")", unsupported, "init_lora_weights",
