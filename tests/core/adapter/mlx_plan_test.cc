@@ -14,7 +14,6 @@ namespace {
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
-using ::testing::Not;
 using ::testing::NotNull;
 
 constexpr char kQ[] = "model.layers.3.self_attn.q_proj";
@@ -58,7 +57,6 @@ TEST(MlxPlanTest, AnEmbeddingIsToldByItsName) {
 }
 
 TEST(MlxPlanTest, ExpertsComeInTwoLayouts) {
-  std::vector<std::string> revisions;
   for (const Shape& a : {Shape{3, 2, 6}, Shape{6, 6}}) {
     AdapterFolder folder;
     const std::string path = "model.layers.1.mlp.switch_mlp.up_proj";
