@@ -147,8 +147,8 @@ class KohyaPlanner {
 
 }  // namespace
 
-FlatNames::FlatNames(const Checkpoint& checkpoint) {
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+FlatNames::FlatNames(const std::vector<CheckpointTensor>& tensors) {
+  for (const CheckpointTensor& tensor : tensors) {
     if (!tensor.name.ends_with(kWeight)) continue;
     const std::string path = PathOf(tensor);
     whole_[FlattenedPath(path)].push_back(&tensor);
@@ -171,13 +171,13 @@ std::vector<const CheckpointTensor*> FlatNames::Find(std::string_view flat) cons
 }
 
 std::optional<WeightsPlan> PlanKohya(const SourceFiles& files, const SourceSpec& spec,
-                                     const BaseModel* base, ProblemList& problems) {
+                                     const BaseTensors* base, ProblemList& problems) {
   if (!files.header) return std::nullopt;
   TensorChecks checks(Printable(files.weights->name()), problems);
   const DiffusionModules modules = SortDiffusionTensors(*files.header, ParseKohyaKey, checks);
   const AlphaValues alphas = ReadAlphas(*files.weights, modules, checks);
   std::optional<FlatNames> names;
-  if (base != nullptr) names.emplace(base->checkpoint());
+  if (base != nullptr) names.emplace(base->tensors());
   auto parts = KohyaPlanner(modules, alphas, names ? &*names : nullptr, checks, problems).Plan();
   if (parts.empty()) return std::nullopt;
   WeightsPlan plan;

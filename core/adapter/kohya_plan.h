@@ -9,7 +9,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "core/adapter/adapter_reader.h"
-#include "core/adapter/base_model.h"
+#include "core/adapter/base_tensors.h"
 #include "core/adapter/problems.h"
 #include "core/adapter/source_files.h"
 #include "core/adapter/weights_plan.h"
@@ -17,11 +17,11 @@
 
 namespace adapterd {
 
-// The modules of a checkpoint by their flattened names: with underscores for dots. Immutable; any
-// thread. The checkpoint must outlive it.
+// The modules of a base model by their flattened names: with underscores for dots. Immutable; any
+// thread. The tensors must outlive it.
 class FlatNames {
  public:
-  explicit FlatNames(const Checkpoint& checkpoint);
+  explicit FlatNames(const std::vector<CheckpointTensor>& tensors);
 
   // The tensors <path>.weight whose path, or else whose path without its first or its first two
   // components, is `flat` when it is flattened. More than one: it cannot be told.
@@ -34,13 +34,13 @@ class FlatNames {
   Index tails_;
 };
 
-// `base` is null without a base_checkpoint; modules then keep their flattened names, prefix and
+// `base` is null without one; modules then keep their flattened names, prefix and
 // all, as do those that are not in it. BASE_MODEL_MISMATCH for a name that several of its modules
 // may mean, INVALID_ADAPTER for two names that mean one, UNSUPPORTED_ADAPTER for LyCORIS's other
 // methods, and all that SortDiffusionTensors and PlanDiffusionPair find. nullopt when there is
 // nothing to read.
 std::optional<WeightsPlan> PlanKohya(const SourceFiles& files, const SourceSpec& spec,
-                                     const BaseModel* base, ProblemList& problems);
+                                     const BaseTensors* base, ProblemList& problems);
 
 }  // namespace adapterd
 
