@@ -26,6 +26,7 @@ MAX_INPUT_BYTES = {
     "safetensors": 1 << 15,
     "peft_config": 1 << 15,
     "peft_key": 1 << 9,
+    "kohya_key": 1 << 9,
     "peft_pattern": 1 << 10,
     "peft_open": 1 << 15,
     "tensor_message": 1 << 10,
@@ -63,7 +64,7 @@ def seeds_of(target):
     if target == "tensor_message":
         return []  # what is stored is enough
     headers = {file: header_of(file) for file in weights if header_of(file)}
-    if target == "peft_key":
+    if target in ("peft_key", "kohya_key"):
         return [name for header in headers.values() for name in names_in(header)]
     opened = [
         (file.parent / "adapter_config.json", header)

@@ -114,7 +114,7 @@ v1::GetServerInfoResponse ServerInfo(const ServerOptions& options, const Kernels
   info.set_threads(options.threads);
   for (const std::string& name : adapters.names()) info.add_adapter_roots(name);
   for (const std::string& name : models.names()) info.add_model_roots(name);
-  for (const char* format : {"peft", "gguf"}) info.add_formats(format);
+  for (const char* format : {"peft", "gguf", "mlx", "kohya", "diffusers"}) info.add_formats(format);
   v1::ServerLimits& limits = *info.mutable_limits();
   limits.set_max_message_bytes(options.max_message_bytes);
   limits.set_max_rows(kMaxRows);

@@ -53,7 +53,7 @@ struct ModuleInfo {
   DType lora_bias_dtype = DType::kF32;
   DType magnitude_dtype = DType::kF32;
   DType bias_dtype = DType::kF32;
-  Shape magnitude_shape;  // in the file; of a convolution [1, out_features, 1, 1]
+  Shape magnitude_shape;  // as PEFT has it: of a convolution [1, out_features, 1, 1]
   // kReplacement: the weight that takes the base's place. Empty shape: only the bias is replaced.
   DType weight_dtype = DType::kF32;
   Shape weight_shape;

@@ -128,7 +128,8 @@ void Binder::CheckReplication() {
 }
 
 Matches Binder::FindWeight(const ModuleInfo& module, const std::string& path) {
-  if (module.kind == ModuleKind::kExperts) return names_.Find(path, "");
+  const bool is_parameter = module.kind == ModuleKind::kExperts && !module.parameter.empty();
+  if (is_parameter) return names_.Find(path, "");
   Matches matches = names_.Find(path, kWeight);
   // Without a word in the config, a checkpoint without a head can only mean the embedding.
   if (!matches.empty() || !base_.geometry().tie_word_embeddings.value_or(true)) return matches;

@@ -75,9 +75,13 @@ std::optional<std::string> OriginalLayerPath(std::string_view path,
 }
 
 bool IsVocabularyModule(std::string_view path) {
-  const std::string_view target = TargetOf(path);
-  return std::find(std::begin(kHeads), std::end(kHeads), target) != std::end(kHeads) ||
-         std::find(std::begin(kEmbeddings), std::end(kEmbeddings), target) != std::end(kEmbeddings);
+  return IsEmbeddingModule(path) ||
+         std::find(std::begin(kHeads), std::end(kHeads), TargetOf(path)) != std::end(kHeads);
+}
+
+bool IsEmbeddingModule(std::string_view path) {
+  return std::find(std::begin(kEmbeddings), std::end(kEmbeddings), TargetOf(path)) !=
+         std::end(kEmbeddings);
 }
 
 BaseNames::BaseNames(const std::vector<CheckpointTensor>& tensors) : tensors_(tensors) {

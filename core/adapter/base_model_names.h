@@ -29,6 +29,9 @@ std::optional<std::string> OriginalLayerPath(std::string_view path,
 // True for the last components by which models call their embedding or their output head.
 bool IsVocabularyModule(std::string_view path);
 
+// True for an embedding's alone.
+bool IsEmbeddingModule(std::string_view path);
+
 // An index over the names of one base model's tensors, which must outlive it. Immutable; any thread. Making
 // it costs a sort of the names, a search a few binary searches.
 class BaseNames {

@@ -4,7 +4,10 @@
 
 #include "core/adapter/adapter_reader.h"
 #include "core/adapter/base_model.h"
+#include "core/adapter/diffusers_plan.h"
 #include "core/adapter/gguf_plan.h"
+#include "core/adapter/kohya_plan.h"
+#include "core/adapter/mlx_plan.h"
 #include "core/adapter/peft_open.h"
 #include "core/adapter/source_files.h"
 #include "core/adapter/source_folder.h"
@@ -67,6 +70,15 @@ std::optional<WeightsPlan> PlanWeights(const SourceFiles& files, const SourceSpe
   switch (DetectFormat(files)) {
     case AdapterFormat::kGguf:
       plan = PlanGguf(files, spec.base_model, heads, problems);
+      break;
+    case AdapterFormat::kMlx:
+      plan = PlanMlx(files, spec, problems);
+      break;
+    case AdapterFormat::kKohya:
+      plan = PlanKohya(files, spec, base, problems);
+      break;
+    case AdapterFormat::kDiffusers:
+      plan = PlanDiffusers(files, spec, problems);
       break;
     default:
       plan = PlanPeft(files, spec, base, problems);

@@ -98,12 +98,13 @@ bool TensorChecks::Vector(const SafetensorsEntry& tensor, std::string_view path,
 }
 
 bool TensorChecks::Ranks(const SafetensorsEntry& a, const SafetensorsEntry& b,
-                         std::string_view path) {
-  if (b.shape[1] == a.shape[0]) return true;
+                         std::string_view path, int64_t blocks) {
+  const int64_t columns = a.shape[0] / blocks;
+  if (a.shape[0] % blocks == 0 && b.shape[1] == columns) return true;
   Refuse({.tensor = &b,
           .module = path,
           .what = "has another rank than its lora_A",
-          .expected = fmt::format("[{}, {}]", b.shape[0], a.shape[0]),
+          .expected = fmt::format("[{}, {}]", b.shape[0], columns),
           .actual = ShapeString(b.shape)});
   return false;
 }

@@ -39,8 +39,9 @@ class TensorChecks {
   bool Matrix(const SafetensorsEntry& tensor, std::string_view path, std::string_view shape);
   // `size` values in a row, maybe with dimensions of one element around them.
   bool Vector(const SafetensorsEntry& tensor, std::string_view path, int64_t size);
-  // A [rank, ...] and B [..., rank] have one rank. REQUIRES: both passed Matrix or Values.
-  bool Ranks(const SafetensorsEntry& a, const SafetensorsEntry& b, std::string_view path);
+  // A [rank, ...] and B [..., rank / blocks] have one rank. REQUIRES: both passed Matrix or Values.
+  bool Ranks(const SafetensorsEntry& a, const SafetensorsEntry& b, std::string_view path,
+             int64_t blocks = 1);
   // The pair has all of `roles`.
   bool Complete(const PeftPair& pair, std::string_view path,
                 std::initializer_list<TensorRole> roles);

@@ -38,11 +38,11 @@ absl::Status ConfigError(Reason reason, const std::string& file, std::string_vie
 absl::StatusOr<PeftMethod> ReadPeftType(const ConfigJson& json, const std::string& file) {
   const auto type = json.find("peft_type");
   if (type == json.end()) {
-    const bool mlx = json.contains("fine_tune_type") || json.contains("lora_parameters");
+    const bool mlx_vlm = json.contains("rank") && json.contains("alpha");
     return ConfigError(Reason::kMalformedConfig, file,
-                       mlx ? "peft_type is missing: this is a config of mlx-lm, whose adapters are "
-                             "not read yet"
-                           : "peft_type is missing");
+                       mlx_vlm ? "peft_type is missing: configs of mlx-vlm, which multiplies by "
+                                 "alpha itself, are not read"
+                               : "peft_type is missing");
   }
   if (!type->is_string()) {
     return ConfigError(Reason::kMalformedConfig, file,

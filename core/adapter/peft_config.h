@@ -45,6 +45,14 @@ struct ModuleNames {
 template <typename Number>
 using ModulePatterns = std::vector<std::pair<std::string, Number>>;
 
+// use_bdlora: one factor of a pair is block-diagonal, in modules whose name holds one of the texts.
+struct BlockDiagonals {
+  std::vector<std::string> of_a;
+  std::vector<std::string> of_b;
+  int64_t blocks = 1;
+  bool match_strict = true;  // every module is one of them
+};
+
 // Values that are absent or were refused hold PEFT's defaults, but for the optional ones: those say
 // that what depends on them cannot be checked.
 struct PeftConfig : PeftTraits {
@@ -68,6 +76,7 @@ struct PeftConfig : PeftTraits {
   bool use_dora = false;
   bool lora_bias = false;
   std::vector<std::string> target_parameters;  // ends of paths of parameters
+  std::optional<BlockDiagonals> block_diagonals;
 
   // Keys that were refused as not supported: they explain the tensors that come with them.
   std::set<std::string, std::less<>> unsupported_keys;

@@ -30,7 +30,8 @@ using TensorLookup = std::function<absl::StatusOr<Tensor>(size_t module, TensorR
 // of exact paths; loading it and exporting it again gives the same bytes. Immutable; any thread.
 class PeftExport {
  public:
-  // `manifest` must outlive the result. INVALID_FIELD when a name is no text.
+  // `manifest` must outlive the result. INVALID_FIELD when a name is no text, and what
+  // MakePeftConfig refuses.
   static absl::StatusOr<PeftExport> Create(const AdapterManifest& manifest,
                                            ExportOrigin origin = ExportOrigin::kUnsaid);
 

@@ -10,6 +10,8 @@
 
 #include "core/adapter/peft_experts.h"
 #include "core/base/error.h"
+#include "core/base/quote.h"
+#include "core/base/status_macros.h"
 
 namespace adapterd {
 namespace {
@@ -152,9 +154,27 @@ bool HasPair(const AdapterManifest& manifest, size_t module) {
           manifest.modules[module - 1].path == manifest.modules[module].path);
 }
 
+// What other formats have and PEFT has no form for.
+absl::Status CheckExpressible(const AdapterManifest& manifest) {
+  bool has_pair = false;
+  for (const ModuleInfo& module : manifest.modules) {
+    has_pair |= module.pairs() > 0;
+    if (module.kind != ModuleKind::kExperts || !module.parameter.empty()) continue;
+    return Error(Reason::kUnsupportedAdapter,
+                 fmt::format("module {} stacks its experts in its own weight, for which PEFT has "
+                             "no names",
+                             Quoted(module.path)))
+        .With("module", module.path);
+  }
+  if (has_pair || manifest.format == AdapterFormat::kPeft) return absl::OkStatus();
+  return Error(Reason::kUnsupportedAdapter,
+               "the adapter has no pairs but whole weights, which are no adapter of PEFT's");
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> MakePeftConfig(const AdapterManifest& manifest) {
+  RETURN_IF_ERROR(CheckExpressible(manifest));
   Json config = {{"auto_mapping", nullptr},      {"inference_mode", true},
                  {"init_lora_weights", true},    {"peft_type", "LORA"},
                  {"peft_version", kPeftVersion}, {"revision", nullptr}};

@@ -13,6 +13,7 @@ namespace adapterd {
 
 // adapter_config.json: sorted keys, two spaces, as PEFT writes it. Every module is targeted by its
 // whole path; ranks and alphas that are not the most frequent ones are given by anchored patterns.
+// UNSUPPORTED_ADAPTER for what another format has and PEFT has no form for.
 absl::StatusOr<std::string> MakePeftConfig(const AdapterManifest& manifest);
 
 // The module that owns the parameter which the pair changes: the path, but for a parameter's name.

@@ -137,6 +137,37 @@ void ReadReplication(ConfigFields& fields, PeftConfig& config) {
   }
 }
 
+// PEFT's BdLoraConfig.
+void ReadBlockDiagonals(ConfigFields& fields, PeftConfig& config) {
+  const Json* value = fields.Find("use_bdlora");
+  if (value == nullptr || !IsTruthy(*value)) return;
+  if (!value->is_object()) return fields.Malformed("use_bdlora", "null or an object", *value);
+  if (config.use_dora || config.lora_bias) {
+    return fields.Unsupported("use_bdlora",
+                              "use_bdlora is set together with use_dora or "
+                              "lora_bias, which is not supported");
+  }
+  BlockDiagonals blocks;
+  for (const auto& [key, entry] : value->items()) {
+    const std::string field = fmt::format("use_bdlora.{}", key);
+    if (key == "target_modules_bd_a" || key == "target_modules_bd_b") {
+      auto& names = key.back() == 'a' ? blocks.of_a : blocks.of_b;
+      if (!entry.is_null()) names = fields.Strings(field, entry).value_or(names);
+    } else if (key == "nblocks") {
+      blocks.blocks = fields.Integer(field, entry, 1, kMaxRank).value_or(1);
+    } else if (key == "match_strict" && entry.is_boolean()) {
+      blocks.match_strict = entry.get<bool>();
+    } else if (key == "match_strict") {
+      fields.Malformed(field, "true or false", entry);
+    } else if (IsTruthy(entry)) {
+      fields.Unsupported(field, fmt::format("{} is not known and set to {}: it may change the "
+                                            "result",
+                                            Quoted(field), Shown(entry)));
+    }
+  }
+  config.block_diagonals = std::move(blocks);
+}
+
 void Forbid(ConfigFields& fields, std::string_view key, std::string_view other) {
   fields.Refuse(
       Reason::kMalformedConfig, key,
@@ -168,11 +199,12 @@ void ReadLoraExtras(ConfigFields& fields, PeftConfig& config) {
   config.lora_bias = fields.Bool("lora_bias");
   config.target_parameters = fields.Names("target_parameters");
   CheckLoraCombinations(fields, config);
+  ReadBlockDiagonals(fields, config);
 }
 
 void ReadAdaLoraExtras(ConfigFields& fields) {
   ReadAdaLoraInit(fields);
-  for (const std::string_view key : {"use_dora", "lora_bias", "target_parameters"}) {
+  for (const std::string_view key : {"use_dora", "lora_bias", "target_parameters", "use_bdlora"}) {
     const Json* value = fields.Find(key);
     if (value == nullptr || !IsTruthy(*value)) continue;
     fields.Unsupported(key, fmt::format("{} is set, which AdaLoRA does not have", key));

@@ -73,7 +73,6 @@ constexpr RefusedSwitch kRefusedSwitches[] = {
     {"use_qalora", "QA-LoRA works on pooled inputs of a quantised layer"},
     {"arrow_config",
      "Arrow routes between other adapters that are not in this file; load those by themselves"},
-    {"use_bdlora", "the factors of BD-LoRA are block-diagonal, not of the stored shape"},
     {"kasa_config",
      "KaSA cuts singular values off the base weight and puts a diagonal between the factors"},
 };

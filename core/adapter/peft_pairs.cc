@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/adapter/plan_parts.h"
 #include "core/base/quote.h"
 
 namespace adapterd {
@@ -16,36 +17,14 @@ constexpr double kAdaLoraEpsilon = 1e-5;
 constexpr std::string_view kShapeA = "[rank, in]";
 constexpr std::string_view kShapeB = "[out, rank]";
 
-// A has the kernel of the base's convolution, B one of a single element.
-bool IsConvolution(const PeftPair& pair) {
+bool IsConvolutionPair(const PeftPair& pair) {
   const SafetensorsEntry* a = pair.Get(TensorRole::kLoraA);
   const SafetensorsEntry* b = pair.Get(TensorRole::kLoraB);
-  if (a == nullptr || b == nullptr) return false;
-  const size_t dims = a->shape.size();
-  return dims >= 3 && dims <= 5 && b->shape.size() == dims &&
-         std::all_of(b->shape.begin() + 2, b->shape.end(), [](int64_t dim) { return dim == 1; });
+  return a != nullptr && b != nullptr && IsConvolution(*a, *b);
 }
 
-// A and B, with the sizes that they give their module.
-PlannedPart StartPair(const std::string& path, ModuleKind kind, const PeftPair& pair) {
-  const SafetensorsEntry& a = *pair.Get(TensorRole::kLoraA);
-  const SafetensorsEntry& b = *pair.Get(TensorRole::kLoraB);
-  PlannedPart part;
-  ModuleInfo& info = part.info;
-  info.path = path;
-  info.kind = kind;
-  info.rank = a.shape[0];
-  info.in_features = a.shape[1];
-  info.out_features = b.shape[0];
-  info.kernel.assign(a.shape.begin() + 2, a.shape.end());
-  for (const int64_t places : info.kernel) info.kernel_elements *= places;
-  info.lora_a_dtype = a.dtype;
-  info.lora_b_dtype = b.dtype;
-  info.lora_a_tensor = a.name;
-  info.lora_b_tensor = b.name;
-  part.Add(a, TensorRole::kLoraA);
-  part.Add(b, TensorRole::kLoraB);
-  return part;
+PlannedPart StartPeftPair(const std::string& path, ModuleKind kind, const PeftPair& pair) {
+  return StartPair(path, kind, *pair.Get(TensorRole::kLoraA), *pair.Get(TensorRole::kLoraB));
 }
 
 Problem ConfigWarning(const PeftConfig& config, std::string_view field, std::string message) {
@@ -103,18 +82,33 @@ std::optional<PlannedPart> PairPlanner::PlanLora(const std::string& path, const 
   if (config_.lora_bias && !pair.is_embedding) {
     usable &= checks_.Complete(pair, path, {TensorRole::kLoraBias});
   }
-  const bool convolution = !pair.is_embedding && IsConvolution(pair);
-  usable &= CheckFactors(path, pair, convolution);
+  const bool convolution = !pair.is_embedding && IsConvolutionPair(pair);
+  const auto blocked = FindBlocks(path, pair);
+  if (!blocked) return std::nullopt;
+  const int64_t blocks = config_.block_diagonals ? config_.block_diagonals->blocks : 1;
+  usable &= CheckFactors(path, pair, convolution, *blocked == BlockFactor::kB ? blocks : 1);
   if (!usable) return std::nullopt;
   const ModuleKind kind = pair.is_embedding ? ModuleKind::kEmbedding
                           : convolution     ? ModuleKind::kConv
                                             : ModuleKind::kLinear;
-  PlannedPart part = StartPair(path, kind, pair);
-  if (!ScaleByPatterns(path, part.info) || !AddVectors(pair, part)) return std::nullopt;
+  PlannedPart part = StartPeftPair(path, kind, pair);
+  if (!ExpandBlocks(*blocked, blocks, part, checks_) || !ScaleByPatterns(path, part.info) ||
+      !AddVectors(pair, part)) {
+    return std::nullopt;
+  }
   return part;
 }
 
-bool PairPlanner::CheckFactors(const std::string& path, const PeftPair& pair, bool convolution) {
+// PEFT has block-diagonal factors in linear layers alone.
+std::optional<BlockFactor> PairPlanner::FindBlocks(const std::string& path, const PeftPair& pair) {
+  const SafetensorsEntry* a = pair.Get(TensorRole::kLoraA);
+  const bool linear = !pair.is_embedding && !IsConvolutionPair(pair);
+  if (!config_.block_diagonals || !linear || a == nullptr) return BlockFactor::kNone;
+  return BlockFactorOf(*config_.block_diagonals, path, *a, checks_);
+}
+
+bool PairPlanner::CheckFactors(const std::string& path, const PeftPair& pair, bool convolution,
+                               int64_t blocks_of_b) {
   const SafetensorsEntry* a = pair.Get(TensorRole::kLoraA);
   const SafetensorsEntry* b = pair.Get(TensorRole::kLoraB);
   bool usable = a != nullptr && b != nullptr;
@@ -124,7 +118,7 @@ bool PairPlanner::CheckFactors(const std::string& path, const PeftPair& pair, bo
         convolution ? checks_.Values(*tensor, path, shape) : checks_.Matrix(*tensor, path, shape);
   }
   if (!usable || (convolution && !CheckGroups(path, *a, *b))) return false;
-  return checks_.Ranks(*a, *b, path);
+  return checks_.Ranks(*a, *b, path, blocks_of_b);
 }
 
 bool PairPlanner::CheckGroups(const std::string& path, const SafetensorsEntry& a,
@@ -186,7 +180,7 @@ std::optional<PlannedPart> PairPlanner::PlanAdaLora(const std::string& path, con
   if (IsPrunedAway(path, pair)) return PlanWithoutRank(path, pair);
   if (!CheckFactors(path, pair, /*convolution=*/false)) return std::nullopt;
   const SafetensorsEntry& e = *pair.Get(TensorRole::kLoraE);
-  PlannedPart part = StartPair(path, ModuleKind::kLinear, pair);
+  PlannedPart part = StartPeftPair(path, ModuleKind::kLinear, pair);
   ModuleInfo& info = part.info;
   if (!checks_.Vector(e, path, info.rank) || !config_.r || !config_.lora_alpha ||
       !CheckKeptRank(path, info)) {
@@ -216,7 +210,7 @@ bool PairPlanner::IsPrunedAway(const std::string& path, const PeftPair& pair) co
 
 std::optional<PlannedPart> PairPlanner::PlanWithoutRank(const std::string& path,
                                                         const PeftPair& pair) {
-  PlannedPart part = StartPair(path, ModuleKind::kLinear, pair);
+  PlannedPart part = StartPeftPair(path, ModuleKind::kLinear, pair);
   if (!config_.r || !config_.lora_alpha) return std::nullopt;  // refused already
   ScaleByInitialRank(part.info);
   if (!AddVectors(pair, part)) return std::nullopt;
@@ -335,7 +329,7 @@ std::optional<PlannedPart> PairPlanner::PlanParameter(const std::string& path, i
   const std::string key = path + "." + parameter;
   // A router's weight is a linear layer like any other.
   const bool is_weight = parameter == "weight";
-  PlannedPart part = StartPair(is_weight ? path : key, ModuleKind::kLinear, pair);
+  PlannedPart part = StartPeftPair(is_weight ? path : key, ModuleKind::kLinear, pair);
   part.info.parameter = parameter;
   if (!is_weight && !MakeExperts(key, part)) return std::nullopt;
   if (!ScaleByPatterns(key, part.info)) return std::nullopt;

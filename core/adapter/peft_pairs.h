@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "core/adapter/peft_block_diagonal.h"
 #include "core/adapter/peft_checks.h"
 #include "core/adapter/peft_config.h"
 #include "core/adapter/peft_experts.h"
@@ -36,7 +37,9 @@ class PairPlanner {
   std::optional<PlannedPart> PlanParameter(const std::string& path, int base_layers,
                                            const PeftPair& pair,
                                            const std::vector<std::string>& parameters);
-  bool CheckFactors(const std::string& path, const PeftPair& pair, bool convolution);
+  std::optional<BlockFactor> FindBlocks(const std::string& path, const PeftPair& pair);
+  bool CheckFactors(const std::string& path, const PeftPair& pair, bool convolution,
+                    int64_t blocks_of_b = 1);
   bool CheckGroups(const std::string& path, const SafetensorsEntry& a, const SafetensorsEntry& b);
   bool MakeExperts(const std::string& key, PlannedPart& part);
   bool ScaleByPatterns(const std::string& key, ModuleInfo& info);

@@ -13,6 +13,7 @@
 #include "core/adapter/peft_pairs.h"
 #include "core/adapter/peft_replacements.h"
 #include "core/adapter/peft_tensors.h"
+#include "core/adapter/plan_parts.h"
 
 namespace adapterd {
 namespace {
@@ -37,27 +38,14 @@ std::vector<PlannedPart> PlanPairs(const PeftConfig& config, const PeftTensors& 
   return parts;
 }
 
-void SortByOffset(std::vector<PlannedTensor>& tensors) {
-  std::sort(tensors.begin(), tensors.end(),
-            [](const auto& x, const auto& y) { return x.offset < y.offset; });
-}
-
-// By path; a pair goes before the weight that it is added to.
-void SortByPath(std::vector<PlannedPart>& parts) {
-  std::stable_sort(parts.begin(), parts.end(), [](const PlannedPart& x, const PlannedPart& y) {
-    if (x.info.path != y.info.path) return x.info.path < y.info.path;
-    return x.info.pairs() > y.info.pairs();
-  });
-}
-
 // How its tensors become factors, and what the revision says of their meaning.
 void FinishPart(PeftMethod method, PlannedPart& part) {
-  SortByOffset(part.tensors.tensors);
   for (PlannedTensor& tensor : part.tensors.tensors) {
     if (part.swapped) tensor.revision_role = fmt::format("{}_swapped", RoleName(tensor.role));
     if (part.info.token_ids.empty()) continue;
     tensor.revision_role = fmt::format("token_rows:{}", fmt::join(part.info.token_ids, ","));
   }
+  if (part.tensors.fold) return;
   part.tensors.fold = [method, swapped = part.swapped](const ModuleInfo& info, StoredTensors stored,
                                                        const StoredTensors& shared) {
     return FoldTensors(method, info, swapped, std::move(stored), shared);
@@ -66,7 +54,6 @@ void FinishPart(PeftMethod method, PlannedPart& part) {
 
 WeightsPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
                      std::vector<PlannedPart> parts) {
-  SortByPath(parts);
   WeightsPlan plan;
   plan.manifest.method = MethodName(config);
   plan.manifest.base_model = config.base_model;
@@ -76,14 +63,8 @@ WeightsPlan Assemble(const PeftConfig& config, const PeftTensors& tensors,
   for (const auto& [start, end] : config.layer_replication) {
     plan.bind.layer_replication.push_back({start, end});
   }
-  std::vector<std::string> paths;
-  for (PlannedPart& part : parts) {
-    FinishPart(config.method, part);
-    paths.push_back(part.info.path);
-    plan.manifest.modules.push_back(std::move(part.info));
-    plan.modules.push_back(std::move(part.tensors));
-  }
-  plan.manifest.index = ModuleIndex(paths);
+  for (PlannedPart& part : parts) FinishPart(config.method, part);
+  SetModules(std::move(parts), plan);
   if (tensors.vera_a != nullptr && tensors.vera_b != nullptr) {
     PlannedPart shared;
     shared.Add(*tensors.vera_a, TensorRole::kLoraA);

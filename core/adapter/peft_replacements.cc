@@ -60,14 +60,36 @@ Part PlanTokenRows(const PeftConfig& config, const std::string& path,
   return part;
 }
 
-Part PlanWhole(const std::string& path, const SafetensorsEntry* weight,
-               const SafetensorsEntry* bias, TensorChecks& checks) {
+// A weight whose name does not end with "weight" is a parameter of that name.
+std::string_view ParameterOf(const std::string& path, const SafetensorsEntry* weight) {
+  if (weight == nullptr || ParsePeftKey(weight->name).kind == PeftTensorKind::kWeight) return "";
+  return TargetOf(path);
+}
+
+Problem ReplacedBias(const PeftConfig& config, const std::string& path) {
+  Problem problem;
+  problem.severity = Severity::kWarning;
+  problem.reason = Reason::kInvalidAdapter;
+  problem.file = config.file;
+  problem.field = "bias";
+  problem.module = Printable(path);
+  problem.message = fmt::format(
+      "the bias of module {} is replaced: Merge returns it, ApplyProjection cannot apply it",
+      Quoted(path));
+  return problem;
+}
+
+}  // namespace
+
+std::optional<PlannedPart> PlanWholeReplacement(const std::string& path, std::string_view parameter,
+                                                const SafetensorsEntry* weight,
+                                                const SafetensorsEntry* bias,
+                                                TensorChecks& checks) {
   PlannedPart part = StartReplacement(path);
   ModuleInfo& info = part.info;
   if (weight != nullptr) {
     if (!checks.Values(*weight, path, "at least one element")) return std::nullopt;
-    const bool is_weight = ParsePeftKey(weight->name).kind == PeftTensorKind::kWeight;
-    if (!is_weight) info.parameter = TargetOf(path);
+    info.parameter = parameter;
     info.weight_dtype = weight->dtype;
     info.weight_shape = weight->shape;
     info.out_features = weight->shape.empty() ? 1 : weight->shape[0];
@@ -86,21 +108,6 @@ Part PlanWhole(const std::string& path, const SafetensorsEntry* weight,
   return part;
 }
 
-Problem ReplacedBias(const PeftConfig& config, const std::string& path) {
-  Problem problem;
-  problem.severity = Severity::kWarning;
-  problem.reason = Reason::kInvalidAdapter;
-  problem.file = config.file;
-  problem.field = "bias";
-  problem.module = Printable(path);
-  problem.message = fmt::format(
-      "the bias of module {} is replaced: Merge returns it, ApplyProjection cannot apply it",
-      Quoted(path));
-  return problem;
-}
-
-}  // namespace
-
 std::vector<PlannedPart> PlanReplacements(const PeftConfig& config, const PeftTensors& tensors,
                                           const std::vector<PlannedPart>& pairs,
                                           TensorChecks& checks, ProblemList& problems) {
@@ -115,7 +122,8 @@ std::vector<PlannedPart> PlanReplacements(const PeftConfig& config, const PeftTe
     if (replacement.token_rows != nullptr) {
       part = PlanTokenRows(config, path, replacement, has_pair, checks);
     } else if (replacement.weight != nullptr || bias != nullptr) {
-      part = PlanWhole(path, replacement.weight, bias, checks);
+      part = PlanWholeReplacement(path, ParameterOf(path, replacement.weight), replacement.weight,
+                                  bias, checks);
     }
     if (part) parts.push_back(*std::move(part));
   }

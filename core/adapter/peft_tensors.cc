@@ -12,17 +12,6 @@
 namespace adapterd {
 namespace {
 
-// What makes a tensor's name unfit, or nothing.
-std::string_view NameFault(std::string_view name) {
-  for (const char c : name) {
-    const auto byte = static_cast<unsigned char>(c);
-    // The lines that the revision digests end with a line feed and are divided by tabs.
-    if (byte < 0x20 || byte == 0x7f) return "has a control character in its name";
-  }
-  const auto dots = static_cast<size_t>(std::count(name.begin(), name.end(), '.'));
-  return dots >= kMaxPathComponents ? "has too many components in its name" : "";
-}
-
 // The role in a pair of this method, or none.
 std::optional<TensorRole> PairRole(PeftTensorKind kind, PeftMethod method) {
   switch (kind) {
@@ -212,6 +201,16 @@ class Sorter {
 };
 
 }  // namespace
+
+std::string_view NameFault(std::string_view name) {
+  for (const char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    // The lines that the revision digests end with a line feed and are divided by tabs.
+    if (byte < 0x20 || byte == 0x7f) return "has a control character in its name";
+  }
+  const auto dots = static_cast<size_t>(std::count(name.begin(), name.end(), '.'));
+  return dots >= kMaxPathComponents ? "has too many components in its name" : "";
+}
 
 const SafetensorsEntry* PeftPair::Any() const {
   const auto found = std::find_if(tensors.begin(), tensors.end(), [](auto* t) { return t; });

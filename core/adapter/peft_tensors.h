@@ -55,6 +55,9 @@ struct TensorProblem {
 };
 void Report(std::string_view file, TensorProblem problem, ProblemList& problems);
 
+// What makes the name of a tensor unfit in any format; empty: nothing.
+std::string_view NameFault(std::string_view name);
+
 // Every tensor finds its place or is a problem: INVALID_ADAPTER when no rule explains it or two
 // claim one place, UNSUPPORTED_ADAPTER for kinds that cannot be applied. Points into `header`.
 PeftTensors SortPeftTensors(const PeftConfig& config, const SafetensorsHeader& header,

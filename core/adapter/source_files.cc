@@ -6,6 +6,8 @@
 #include <string_view>
 #include <utility>
 
+#include "core/adapter/diffusers_keys.h"
+#include "core/adapter/kohya_keys.h"
 #include "core/base/status_macros.h"
 
 namespace adapterd {
@@ -32,27 +34,6 @@ absl::StatusOr<bool> IsGguf(const InputFile& file) {
 
 bool HasKey(const SourceFiles& files, std::string_view key) {
   return files.json && files.json->ok() && (**files.json).contains(key);
-}
-
-// "lora_unet_down_blocks_0_attn.lora_down.weight": what precedes the first dot is one flat name.
-bool IsKohyaName(std::string_view name) {
-  const size_t dot = name.find('.');
-  if (!name.starts_with("lora_") || dot == std::string_view::npos) return false;
-  const std::string_view role = name.substr(dot + 1);
-  for (const std::string_view known : {"lora_down", "lora_up", "hada_", "lokr_"}) {
-    if (role.starts_with(known)) return true;
-  }
-  return false;
-}
-
-bool IsDiffusersName(std::string_view name) {
-  for (const std::string_view known : {".lora.down.", ".lora.up.", ".lora_linear_layer."}) {
-    if (name.find(known) != std::string_view::npos) return true;
-  }
-  const size_t dot = name.find('.');
-  if (dot == std::string_view::npos || name.find(".lora_") == std::string_view::npos) return false;
-  const std::string_view component = name.substr(0, dot);
-  return component == "unet" || component == "transformer" || component.starts_with("text_encoder");
 }
 
 bool HasTensor(const SourceFiles& files, bool (*matches)(std::string_view)) {
@@ -93,7 +74,7 @@ AdapterFormat DetectFormat(const SourceFiles& files) {
     return AdapterFormat::kMlx;
   }
   if (HasTensor(files, IsKohyaName)) return AdapterFormat::kKohya;
-  if (files.header && files.header->metadata.contains("lora_adapter_metadata")) {
+  if (files.header && files.header->metadata.contains(kDiffusersMetadata)) {
     return AdapterFormat::kDiffusers;
   }
   if (HasTensor(files, IsDiffusersName)) return AdapterFormat::kDiffusers;

@@ -36,10 +36,9 @@ SourceFiles OpenSourceFiles(const SourceFolder& folder, const AdapterFiles& chos
 // By content alone:
 //   GGUF       the weights start with its magic
 //   PEFT, MLX  keys of the config (peft_type; fine_tune_type, lora_parameters)
-//   kohya      tensors X.lora_down.weight, or factors of LyCORIS, where X is one word that starts
-//              with "lora_"
-//   diffusers  the metadata lora_adapter_metadata; tensors below a component (unet., transformer.,
-//              text_encoder...) or with lora.down and lora.up
+//   kohya      tensors X.lora_down.weight, or factors of LyCORIS (IsKohyaName)
+//   diffusers  the metadata lora_adapter_metadata; factors below a component of a pipeline, or
+//              spelled with down and up (IsDiffusersName)
 // What shows nothing of all this is taken for PEFT, whose reader says what is missing.
 AdapterFormat DetectFormat(const SourceFiles& files);
 

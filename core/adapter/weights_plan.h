@@ -48,6 +48,8 @@ using Fold = std::function<ModuleTensors(const ModuleInfo& info, StoredTensors s
 struct PlannedModule {
   std::vector<PlannedTensor> tensors;  // by offset, at least one
   Fold fold = nullptr;                 // null: FoldNothing
+  // As the revision calls the module; empty: its path. What a base model tells is no part of it.
+  std::string revision_path = {};
 };
 
 struct WeightsPlan {

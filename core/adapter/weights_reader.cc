@@ -200,8 +200,10 @@ std::string WeightsReader::Revision(const std::vector<ModuleFacts>& facts,
   for (size_t i = 0; i < shared_.size(); ++i) add(shared_[i], "", 1, shared.tensors[i]);
   for (size_t module = 0; module < modules_.size(); ++module) {
     const ModuleInfo& info = manifest_->modules[module];
-    for (size_t i = 0; i < modules_[module].tensors.size(); ++i) {
-      add(modules_[module].tensors[i], info.path, info.scale, facts[module].tensors[i]);
+    const PlannedModule& planned = modules_[module];
+    const std::string& path = planned.revision_path.empty() ? info.path : planned.revision_path;
+    for (size_t i = 0; i < planned.tensors.size(); ++i) {
+      add(planned.tensors[i], path, info.scale, facts[module].tensors[i]);
     }
   }
   return revision.Finish();

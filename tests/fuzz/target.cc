@@ -23,7 +23,8 @@ int64_t& CountOf(const Target& target, std::string_view deep_check) {
 std::span<const Target* const> AllTargets() {
   static const Target* const kTargets[] = {
       &SafetensorsTarget(), &PeftConfigTarget(),    &PeftKeyTarget(), &PeftPatternTarget(),
-      &PeftOpenTarget(),    &TensorMessageTarget(), &GgufTarget()};
+      &PeftOpenTarget(),    &TensorMessageTarget(), &GgufTarget(),
+      &KohyaKeyTarget()};
   return kTargets;
 }
 

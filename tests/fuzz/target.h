@@ -25,8 +25,9 @@ struct Target {
 const Target& SafetensorsTarget();
 // The text of an adapter_config.json.
 const Target& PeftConfigTarget();
-// The name of one tensor.
+// The name of one tensor: PEFT's; sd-scripts' and diffusers'.
 const Target& PeftKeyTarget();
+const Target& KohyaKeyTarget();
 // A regular expression of a config, then the module paths to match, divided by NUL.
 const Target& PeftPatternTarget();
 // The text of a config, NUL, the JSON of a weights file's header: a folder as it is opened.

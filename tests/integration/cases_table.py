@@ -88,10 +88,10 @@ TABLE = {
     },
     "real": {
         "convnext-vision": LOAD,
-        "diffusers-sd-unet": (NOT_FOUND, "adapter_config.json"),
-        "mlx-qwen2.5-dpo": (CONFIG, "mlx"),
+        "diffusers-sd-unet": LOAD,
+        "mlx-qwen2.5-dpo": LOAD,
         "privacy-filter-token-cls": LOAD,
-        "sam-flat-names": (NOT_FOUND, "adapter_config.json"),
+        "sam-flat-names": (INVALID, "no format"),
     },
 }
 

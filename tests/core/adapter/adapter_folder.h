@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -47,7 +49,16 @@ MATCHER_P2(IsError, reason, field_or_tensor, "") {
   return arg.severity == Severity::kError && arg.reason == reason && about;
 }
 
-// A temporary folder "a" with adapter_config.json and adapter_model.safetensors.
+// One number as a file holds it.
+template <typename Number>
+std::string NumberBytes(Number number) {
+  std::string bytes(sizeof(number), '\0');
+  std::memcpy(bytes.data(), &number, sizeof(number));
+  return bytes;
+}
+
+// A temporary folder "a" with adapter_config.json (PEFT's, unless said otherwise) and
+// adapter_model.safetensors.
 class AdapterFolder {
  public:
   static constexpr char kConfig[] = "a/adapter_config.json";
@@ -71,6 +82,17 @@ class AdapterFolder {
       }
       if (!replaced) keys_.emplace_back(key, value);
     }
+    return *this;
+  }
+
+  // In place of PEFT's; empty: no config at all.
+  AdapterFolder& ConfigText(std::string text) {
+    config_text_ = std::move(text);
+    return *this;
+  }
+
+  AdapterFolder& Metadata(const std::string& key, std::string value) {
+    metadata_[key] = std::move(value);
     return *this;
   }
 
@@ -103,13 +125,14 @@ class AdapterFolder {
     for (const auto& [key, value] : keys_) {
       json += (json.size() == 1 ? "\"" : ", \"") + key + "\": " + value;
     }
-    dir_.Write(kConfig, json + "}");
+    json = config_text_.value_or(json + "}");
+    if (!json.empty()) dir_.Write(kConfig, json);
     std::vector<SafetensorsTensor> tensors;
     for (const auto& tensor : tensors_) {
       tensors.push_back({tensor.name, tensor.dtype, tensor.shape,
                          std::as_bytes(std::span<const char>(tensor.bytes))});
     }
-    dir_.Write(kWeights, SerializeSafetensors(std::move(tensors), {}).value());
+    dir_.Write(kWeights, SerializeSafetensors(std::move(tensors), metadata_).value());
     return *this;
   }
 
@@ -147,6 +170,8 @@ class AdapterFolder {
                 {"r", "2"},
                 {"lora_alpha", "4"},
                 {"base_model_name_or_path", "\"base\""}};
+  std::optional<std::string> config_text_;
+  std::map<std::string, std::string> metadata_;
   std::vector<OwnedTensor> tensors_;
   ProblemList problems_;
 };

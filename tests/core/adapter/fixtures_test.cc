@@ -145,10 +145,10 @@ const std::map<std::string, Outcome>& Table() {
       {"peft/cases/vera", Load(4, {16}, 16, 1, "vera")},
 
       {"real/convnext-vision", Load(36, {8}, 16, 2)},
-      {"real/diffusers-sd-unet", Refuse(Reason::kSourceNotFound, "")},
-      {"real/mlx-qwen2.5-dpo", Refuse(kMalformed, "peft_type")},
+      {"real/diffusers-sd-unet", Load(128, {4}, 4, 1)},
+      {"real/mlx-qwen2.5-dpo", Load(4, {8}, 160, 20)},
       {"real/privacy-filter-token-cls", Load(33, {16}, 32, 2)},
-      {"real/sam-flat-names", Refuse(Reason::kSourceNotFound, "")},
+      {"real/sam-flat-names", Refuse(Reason::kInvalidAdapter, "w_a_000")},
 
       {"refuse/dora-config-without-weights", Refuse(Reason::kSourceNotFound, "")},
       {"refuse/lfs-pointer", Refuse(Reason::kMalformedTensorFile, "")},

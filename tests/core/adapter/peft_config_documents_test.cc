@@ -50,7 +50,7 @@ constexpr Expected kExpected[] = {
     {"MetaMathQA__experiments__loha__llama-3.2-3B-rank32", "peft_type"},
     {"MetaMathQA__experiments__lokr__llama-3.2-3B-rank32-factor4-lr0.003", "peft_type"},
     {"MetaMathQA__experiments__lora__llama-3.2-3B-rank10-target-mlp", ""},
-    {"MetaMathQA__experiments__lora__llama-3.2-3B-rank14-target-mlp-bdlora", "use_bdlora"},
+    {"MetaMathQA__experiments__lora__llama-3.2-3B-rank14-target-mlp-bdlora", ""},
     {"MetaMathQA__experiments__lora__llama-3.2-3B-rank32-dora", ""},
     {"MetaMathQA__experiments__lora__llama-3.2-3B-rank32-kasa", "kasa_config"},
     {"MetaMathQA__experiments__lora__llama-3.2-3B-rank32-mica", ""},

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace adapterd {
@@ -60,6 +61,18 @@ TYPED_TEST(TransposeTest, MovesEveryWordOfLongRowsAndColumns) {
   this->Check(16, 1003);
   this->Check(1003, 8);
   this->Check(129, 257);
+}
+
+TEST(TransposedMatrixTest, ATensorKeepsItsTypeAndExchangesItsSides) {
+  const std::vector<uint16_t> halves = {1, 2, 3, 4, 5, 6};
+  AlignedBuffer buffer(halves.size() * sizeof(uint16_t));
+  std::memcpy(buffer.data(), halves.data(), buffer.size());
+  const Tensor transposed = TransposedMatrix(Tensor(DType::kBF16, {2, 3}, std::move(buffer)));
+  EXPECT_EQ(transposed.dtype(), DType::kBF16);
+  EXPECT_EQ(transposed.shape(), (Shape{3, 2}));
+  const std::vector<uint16_t> expected = {1, 4, 2, 5, 3, 6};
+  ASSERT_EQ(transposed.bytes().size(), expected.size() * sizeof(uint16_t));
+  EXPECT_EQ(std::memcmp(transposed.bytes().data(), expected.data(), transposed.bytes().size()), 0);
 }
 
 }  // namespace
