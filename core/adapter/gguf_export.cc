@@ -137,7 +137,7 @@ absl::Status GgufExport::Write(
   constexpr std::byte kZeros[kDefaultGgufAlignment] = {};
   for (size_t i = 0; i < entries_.size(); ++i) {
     const Entry& entry = entries_[i];
-    Tensor tensor = lookup(entry.module, entry.role);
+    ASSIGN_OR_RETURN(Tensor tensor, lookup(entry.module, entry.role));
     const bool is_embedding = manifest_.modules[entry.module].kind == ModuleKind::kEmbedding;
     if (is_embedding && entry.role == TensorRole::kLoraA) tensor = TransposedMatrix(tensor);
     if (entry.rope_heads > 0) tensor = MakeRopeOrder(tensor, entry.rope_heads);

@@ -10,7 +10,7 @@
 #include "core/compute/nf4_rows.h"
 #include "core/compute/packed_matrix.h"
 #include "core/compute/scratch.h"
-#include "core/compute/transpose.h"
+#include "core/tensor/transpose.h"
 #include "core/tensor/convert.h"
 
 namespace adapterd {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "core/compute/transpose.h"
+#include "core/tensor/transpose.h"
 #include "core/tensor/convert.h"
 
 namespace adapterd {
