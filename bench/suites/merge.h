@@ -6,6 +6,7 @@
 #include "bench/data.h"
 #include "bench/measure.h"
 #include "bench/suite.h"
+#include "core/base/thread_pool.h"
 #include "core/compute/kernels.h"
 
 namespace adapterd::bench {

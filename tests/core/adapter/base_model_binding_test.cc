@@ -1,3 +1,4 @@
+#include "core/adapter/base_model.h"
 #include "core/adapter/base_model_binding.h"
 
 #include <fmt/format.h>

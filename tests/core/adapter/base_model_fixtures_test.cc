@@ -10,6 +10,7 @@
 #include <numeric>
 #include <string>
 
+#include "core/adapter/base_model.h"
 #include "core/adapter/base_model_binding.h"
 #include "core/formats/safetensors.h"
 #include "tests/testing/status_matchers.h"

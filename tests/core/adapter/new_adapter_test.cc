@@ -43,8 +43,8 @@ TEST(FreshAdapterTest, WithoutMoreItIsRank8Alpha16OfQueriesAndValues) {
   EXPECT_EQ(value.lora_a_tensor, "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight");
   // 2 layers of r x (in + out): q 8 x (64 + 64), v 8 x (64 + 16).
   EXPECT_EQ(manifest.parameter_count(), 2 * 8 * (128 + 80));
-  EXPECT_EQ(made->tensors(1, TensorRole::kLoraA).shape(), Shape({8, 64}));
-  EXPECT_EQ(made->tensors(1, TensorRole::kLoraB).shape(), Shape({16, 8}));
+  EXPECT_EQ(made->tensors(1, TensorRole::kLoraA)->shape(), Shape({8, 64}));
+  EXPECT_EQ(made->tensors(1, TensorRole::kLoraB)->shape(), Shape({16, 8}));
   EXPECT_EQ(*manifest.index.Find({"", "v_proj", 1}), 3);
 }
 
@@ -113,7 +113,7 @@ TEST_F(GivenPairsTest, KeepTheirRanksAndAlphas) {
   EXPECT_EQ(b.scale, 1.5);
   EXPECT_EQ(b.in_features, 5);
   EXPECT_EQ(b.out_features, 3);
-  const Tensor tensor = made->tensors(0, TensorRole::kLoraA);
+  const Tensor tensor = made->tensors(0, TensorRole::kLoraA).value();
   EXPECT_EQ(*reinterpret_cast<const float*>(tensor.bytes().data()), 7);
 }
 
