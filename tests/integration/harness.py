@@ -379,6 +379,8 @@ class Server:
                 client.close()
             self.terminate()
             self.wait()
+        if not self._stderr_path.exists():
+            return  # it was stopped before
         code, stderr = self.process.returncode, self.stderr()
         self._folder.cleanup()
         if code != self.expected_exit:

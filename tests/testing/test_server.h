@@ -71,8 +71,8 @@ class TestServer {
         export_pool_("export", 1),
         collector_(content_.get(), registry_, io_pool_, logger_),
         control_plane_{
-            environment_, registry_, io_pool_,       control_pool_, export_pool_,
-            info_,        draining_, content_.get(), collector_,    options.max_upload_bytes},
+            environment_, registry_, kernels_,  io_pool_,       control_pool_, export_pool_,
+            info_,        draining_, content_.get(), collector_, options.max_upload_bytes},
         data_plane_{environment_, registry_, kernels_,    workers_,           admission_,
                     buffers_,     bases_,    dora_gains_, options.short_flops},
         adapter_service_(control_plane_),
