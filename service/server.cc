@@ -28,8 +28,8 @@
 namespace adapterd {
 namespace {
 
-constexpr int kExportThreads = 4;   // a slow client holds one
-constexpr int kIoThreads = 4;       // enough to keep a disk busy
+constexpr int kExportThreads = 4;  // a slow client holds one
+constexpr int kIoThreads = 4;      // enough to keep a disk busy
 // Of merges of checkpoints, so that requests come first where there are not CPUs enough for both.
 constexpr int kMergeNice = 10;
 constexpr int kControlThreads = 1;  // listings are short and never wait
@@ -132,10 +132,10 @@ struct Server::Storage {
   std::shared_ptr<const SourceRoots> adapters;
   std::shared_ptr<const SourceRoots> models;
   std::shared_ptr<const SourceRoots> outputs;  // of merged checkpoints
-  std::shared_ptr<RenewableRoots> watched;  // null without --watch-adapters
-  std::unique_ptr<SqliteCatalog> catalog;   // null without --data-dir
-  std::unique_ptr<ContentStore> content;    // null when there is no folder for it
-  std::vector<AdapterRecord> records;       // of the catalogue
+  std::shared_ptr<RenewableRoots> watched;     // null without --watch-adapters
+  std::unique_ptr<SqliteCatalog> catalog;      // null without --data-dir
+  std::unique_ptr<ContentStore> content;       // null when there is no folder for it
+  std::vector<AdapterRecord> records;          // of the catalogue
 
   // The catalogue first: it holds the data folder, and only its holder may tidy the rest up.
   static absl::StatusOr<Storage> Open(const ServerOptions& options);
@@ -184,13 +184,21 @@ class Server::Parts {
         merge_helpers("merge-help", options.threads, PrepareMergeThread),
         merge_pool("merge", kMaxCheckpointMerges, PrepareMergeThread),
         collector(storage.content.get(), registry, io_pool, logger),
-        control_plane{environment, registry,    kernels,
-                      io_pool,     control_pool,
-                      export_pool, info,
-                      draining,    storage.content.get(),
-                      collector,   options.max_upload_bytes},
+        control_plane{environment,
+                      registry,
+                      kernels,
+                      io_pool,
+                      control_pool,
+                      export_pool,
+                      info,
+                      draining,
+                      storage.content.get(),
+                      collector,
+                      options.max_upload_bytes},
         data_plane{environment, registry, kernels, workers, admission, buffers, bases, dora_gains},
-        checkpoint_plane{environment, registry, merge_pool,
+        checkpoint_plane{environment,
+                         registry,
+                         merge_pool,
                          {*storage.models, *storage.outputs, kernels, merge_helpers,
                           std::make_shared<Disk>(Disk::Access::kUmask)}},
         adapter_service(control_plane),

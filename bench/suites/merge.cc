@@ -47,8 +47,8 @@ absl::Status RunMergeSuite(SuiteContext& context) {
   const int threads = CopyThreads(pool, AsMatrix(weight).bytes());
   context.report.Add({"merge", "MergeWeight", fmt::format("{0}x{0} r={1}", kFeatures, kRank),
                       "bf16", fmt::format("memcpy of W, {} threads", threads), comparison, kBars});
-  RETURN_IF_ERROR(MeasureBaseMerge(context, {kernels, pool, weight, factors},
-                                   context.quick ? kQuick : kFull));
+  RETURN_IF_ERROR(
+      MeasureBaseMerge(context, {kernels, pool, weight, factors}, context.quick ? kQuick : kFull));
   return RunCheckpointMerges(context);
 }
 

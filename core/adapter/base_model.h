@@ -29,8 +29,8 @@ class BaseModel final : public BaseTensors {
   std::string_view field() const override;
   const Checkpoint& checkpoint() const { return checkpoint_; }
   const BaseGeometry& geometry() const override { return geometry_; }
-  // SHA-256, 64 hex digits, over config.json's bytes and over name, dtype and shape of every tensor:
-  // the same however the tensors are spread over files, and whatever their numbers are.
+  // SHA-256, 64 hex digits, over config.json's bytes and over name, dtype and shape of every
+  // tensor: the same however the tensors are spread over files, and whatever their numbers are.
   const std::string& fingerprint() const { return fingerprint_; }
 
   const std::vector<CheckpointTensor>& tensors() const override { return checkpoint_.tensors(); }

@@ -32,8 +32,8 @@ bool IsVocabularyModule(std::string_view path);
 // True for an embedding's alone.
 bool IsEmbeddingModule(std::string_view path);
 
-// An index over the names of one base model's tensors, which must outlive it. Immutable; any thread. Making
-// it costs a sort of the names, a search a few binary searches.
+// An index over the names of one base model's tensors, which must outlive it. Immutable; any
+// thread. Making it costs a sort of the names, a search a few binary searches.
 class BaseNames {
  public:
   explicit BaseNames(const Checkpoint& checkpoint) : BaseNames(checkpoint.tensors()) {}

@@ -25,7 +25,8 @@ struct BasePlan {
   int64_t bytes = 0;                   // that they will hold
 };
 
-// MODULE_NOT_TARGETED, UNSUPPORTED_DTYPE, MALFORMED_TENSOR_FILE and INVALID_FIELD of LoadHostedBase.
+// MODULE_NOT_TARGETED, UNSUPPORTED_DTYPE, MALFORMED_TENSOR_FILE and INVALID_FIELD of
+// LoadHostedBase.
 absl::StatusOr<BasePlan> PlanBase(const BaseModel& base, const BaseLoadRequest& request);
 
 }  // namespace adapterd

@@ -27,8 +27,8 @@ absl::StatusOr<Tensor> ReadTensor(const Checkpoint& checkpoint, const Checkpoint
   for (int64_t first = 0; first < tensor.bytes; first += kReadBytes) {
     RETURN_IF_ERROR(cancellation.Check());
     const int64_t count = std::min(kReadBytes, tensor.bytes - first);
-    RETURN_IF_ERROR(checkpoint.ReadRows(tensor, 1, first / element_bytes,
-                                        buffer.span().subspan(first, count)));
+    RETURN_IF_ERROR(
+        checkpoint.ReadRows(tensor, 1, first / element_bytes, buffer.span().subspan(first, count)));
   }
   return Tensor(tensor.dtype, tensor.shape, std::move(buffer));
 }
@@ -97,8 +97,7 @@ absl::StatusOr<std::shared_ptr<HostedBase>> LoadHostedBase(const BaseLoadRequest
                                                            MemoryBudget& budget, ThreadPool& pool,
                                                            const Cancellation& cancellation) {
   ProblemList problems;
-  const std::unique_ptr<const BaseModel> base =
-      BaseModel::Open(roots, request.source, problems);
+  const std::unique_ptr<const BaseModel> base = BaseModel::Open(roots, request.source, problems);
   RETURN_IF_ERROR(problems.ToStatus());
   ASSIGN_OR_RETURN(BasePlan plan, PlanBase(*base, request));
   ASSIGN_OR_RETURN(Reservation reservation, budget.Reserve(plan.bytes, MemoryKind::kBaseModels));

@@ -23,13 +23,17 @@ BindOptions OptionsOf(const AdapterManifest& manifest) {
   return options;
 }
 
+bool IsAboutShape(const Problem& problem) {
+  return problem.severity == Severity::kError && problem.reason == Reason::kBaseModelMismatch &&
+         !problem.tensor.empty();
+}
+
 // The first error. One about a tensor's shape is the request's fault here, which names the two.
 absl::Status FirstError(const ProblemList& problems) {
   ProblemList one;
   for (Problem problem : problems.items()) {
     if (problem.severity != Severity::kError) continue;
-    const bool is_shape = problem.reason == Reason::kBaseModelMismatch && !problem.tensor.empty();
-    if (is_shape) problem.reason = Reason::kShapeMismatch;
+    if (IsAboutShape(problem)) problem.reason = Reason::kShapeMismatch;
     one.Add(std::move(problem));
     break;
   }
@@ -46,9 +50,11 @@ absl::StatusOr<AdapterTargets> FindTargets(const std::string& name, const Adapte
   const std::vector<BaseBinding> bindings =
       BindToBase(modules, tensors, OptionsOf(manifest), problems);
   AdapterTargets targets;
-  const bool any = std::any_of(bindings.begin(), bindings.end(), [](const BaseBinding& binding) {
-    return binding.weight || binding.bias || binding.ambiguous;
-  });
+  // An adapter of which nothing is found is told module by module.
+  const bool any = std::ranges::any_of(problems.items(), IsAboutShape) ||
+                   std::ranges::any_of(bindings, [](const BaseBinding& binding) {
+                     return binding.weight || binding.bias || binding.ambiguous;
+                   });
   if (any) RETURN_IF_ERROR(Annotate(FirstError(problems), "adapter", name));
   for (size_t i = 0; i < modules.size(); ++i) {
     const BaseBinding& binding = bindings[i];

@@ -23,8 +23,8 @@ bool IsPrefix(std::string_view prefix, std::string_view path) {
 
 absl::StatusOr<ModulePatterns> ModulePatterns::Compile(const std::vector<std::string>& patterns) {
   if (patterns.size() > kMaxModulePatterns) {
-    return Invalid(fmt::format("expected at most {} patterns, found {}", kMaxModulePatterns,
-                               patterns.size()));
+    return Invalid(
+        fmt::format("expected at most {} patterns, found {}", kMaxModulePatterns, patterns.size()));
   }
   ModulePatterns compiled;
   size_t bytes = 0;

@@ -10,8 +10,8 @@
 #include "core/compute/nf4_rows.h"
 #include "core/compute/packed_matrix.h"
 #include "core/compute/scratch.h"
-#include "core/tensor/transpose.h"
 #include "core/tensor/convert.h"
+#include "core/tensor/transpose.h"
 
 namespace adapterd {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "core/tensor/transpose.h"
 #include "core/tensor/convert.h"
+#include "core/tensor/transpose.h"
 
 namespace adapterd {
 namespace {

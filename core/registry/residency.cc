@@ -15,9 +15,7 @@ constexpr size_t kCandidates = 8;
 // norms take a pass over the base.
 constexpr double kBaseCost = 4;
 
-double ReloadCost(const RevisionRecord& info) {
-  return info.source.has_base() ? kBaseCost : 1;
-}
+double ReloadCost(const RevisionRecord& info) { return info.source.has_base() ? kBaseCost : 1; }
 
 }  // namespace
 

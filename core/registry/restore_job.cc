@@ -16,8 +16,8 @@ namespace {
 // A file that is only touched while it is read reads well the next time.
 constexpr int kMaxAttempts = 3;
 
-// What opening found wrong. A hosted base that is not there (after a restart none is) may come back:
-// until then the adapter cannot.
+// What opening found wrong. A hosted base that is not there (after a restart none is) may come
+// back: until then the adapter cannot.
 absl::Status WhyNotOpened(const RevisionRecord& expected, const ProblemList& problems) {
   absl::Status status = problems.ToStatus();
   if (status.ok() || GetErrorDetails(status).reason != Reason::kBaseModelNotFound) return status;

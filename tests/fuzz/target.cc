@@ -23,8 +23,7 @@ int64_t& CountOf(const Target& target, std::string_view deep_check) {
 std::span<const Target* const> AllTargets() {
   static const Target* const kTargets[] = {
       &SafetensorsTarget(), &PeftConfigTarget(),    &PeftKeyTarget(), &PeftPatternTarget(),
-      &PeftOpenTarget(),    &TensorMessageTarget(), &GgufTarget(),
-      &KohyaKeyTarget()};
+      &PeftOpenTarget(),    &TensorMessageTarget(), &GgufTarget(),    &KohyaKeyTarget()};
   return kTargets;
 }
 

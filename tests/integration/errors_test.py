@@ -156,7 +156,7 @@ class Sources(Refusals):
                 ("missing", NO_SOURCE), ("empty", NO_SOURCE), ("no-config", NO_SOURCE),
                 ("no-weights", NO_SOURCE), ("fifo", NO_SOURCE), ("fifo-inside", NO_SOURCE),
                 ("good/adapter_config.json/x", NO_SOURCE), ("x" * 300, NO_SOURCE),
-                ("file.txt", UNSUPPORTED), ("good/adapter_model.safetensors", UNSUPPORTED),
+                ("file.txt", FILE),
                 ("", FIELD), ("a\0b", FIELD), ("x" * 5000, FIELD)):
             with self.subTest(source[:40]):
                 self.refuse_load(status, source)

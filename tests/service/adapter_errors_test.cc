@@ -133,7 +133,6 @@ struct WrongField {
 TEST_F(AdapterErrorsTest, FieldsThatAreNotImplementedOrWrong) {
   using Request = v1::LoadAdapterRequest;
   const WrongField cases[] = {
-      {"hosted_base", Reason::kBaseModelNotFound, [](Request& r) { r.set_hosted_base("llama"); }},
       {"hosted_base", Reason::kInvalidField,
        [](Request& r) {
          r.set_hosted_base("llama");

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 
+#include "absl/strings/str_replace.h"
 #include "core/base/error.h"
 #include "service/status_query.h"
 #include "tests/testing/status_matchers.h"
@@ -105,8 +106,9 @@ TEST(StatusPageTest, ThePolicyAllowsThePagesOwnScriptAndStyleAlone) {
 }
 
 TEST(StatusPageTest, ThePageBringsAllThatItNeeds) {
-  const std::string& html = StatusPageHtml();
+  std::string html = StatusPageHtml();
   EXPECT_THAT(html, HasSubstr("<!DOCTYPE html>"));
+  html = absl::StrReplaceAll(html, {{"http://www.w3.org/2000/svg", ""}});  // a name, not an address
   for (const char* outside : {"http:", "https:", " src=", "@import", "url(", "innerHTML"}) {
     EXPECT_EQ(html.find(outside), std::string::npos) << outside;
   }

@@ -1,4 +1,3 @@
-#include "core/adapter/base_model.h"
 #include "core/adapter/base_model_binding.h"
 
 #include <fmt/format.h>
@@ -10,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/adapter/base_model.h"
 #include "tests/testing/checkpoint_builder.h"
 #include "tests/testing/status_matchers.h"
 

@@ -104,7 +104,7 @@ TEST_F(CatalogDamageTest, ANewerSchemaIsRefusedAndLeftAlone) {
   Damage(data_dir_, "PRAGMA user_version = 1000");
   const std::string before = ReadFile(file_);
   ExpectRefused(Reason::kNotImplemented,
-                "has schema version 1000, this adapterd knows versions up to 2;");
+                "has schema version 1000, this adapterd knows versions up to 3;");
   EXPECT_TRUE(ReadFile(file_) == before);
   Damage(data_dir_, "PRAGMA user_version = -1");
   ExpectRefused(Reason::kNotImplemented, "version -1");

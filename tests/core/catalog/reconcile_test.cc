@@ -68,7 +68,7 @@ TEST(ReconcileTest, WhatIsThereIsHeldAgainstItsSpec) {
        }},
       {"another base_model", kReplace, [](auto& d, auto&) { d.source.base_model = "other"; }},
       {"another hosted_base", kReplace, [](auto& d, auto&) { d.source.hosted_base = "other"; }},
-      {"other heads", kReplace,
+      {"another head_counts", kReplace,
        [](auto& d, auto&) {
          d.source.head_counts = HeadCounts{4, 2};
        }},

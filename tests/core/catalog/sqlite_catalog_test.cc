@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <fstream>
 #include <limits>
 #include <thread>
 
@@ -47,6 +48,7 @@ TEST_F(SqliteCatalogTest, EveryFieldComesBack) {
 TEST_F(SqliteCatalogTest, RecordsOfTheFirstVersionHaveNoHeads) {
   const std::string data_dir = dir_ / "old";
   std::filesystem::create_directory(data_dir);
+  std::ofstream(data_dir + "/" + kCatalogueFile);
   {
     ASSERT_OK_AND_ASSIGN(auto database,
                          SqliteDatabase::Open(data_dir + "/" + kCatalogueFile, "old"));

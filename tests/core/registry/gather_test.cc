@@ -111,7 +111,7 @@ TEST_P(GatherTest, PinningWhileItGathersIsNoticed) {
   const absl::StatusOr<Handles> refused = waiting.pending.Wait();
   EXPECT_THAT(refused, HasReason(Reason::kMemoryBudgetExceeded));
   EXPECT_THAT(refused, HasErrorMetadata("needed_bytes", std::to_string(2 * Unit())));
-  EXPECT_THAT(refused, HasMessage(HasSubstr("stay in memory")));
+  EXPECT_THAT(refused, HasMessage(HasSubstr("belong to what stays in memory")));
   EXPECT_THAT(Acquire({{"a", ""}}), IsOk());
 }
 

@@ -325,7 +325,7 @@ TEST_P(RestorationTest, WhatCannotFitIsRefusedAtOnce) {
   EXPECT_THAT(beside_pinned, HasErrorMetadata("needed_bytes", std::to_string(Unit())));
   EXPECT_THAT(beside_pinned, HasErrorMetadata("used_bytes", std::to_string(Unit())));
   EXPECT_THAT(beside_pinned, HasErrorMetadata("budget_bytes", std::to_string(2 * Unit() - 1)));
-  EXPECT_THAT(beside_pinned, HasMessage(HasSubstr("belong to adapters that stay")));
+  EXPECT_THAT(beside_pinned, HasMessage(HasSubstr("belong to what stays in memory")));
   EXPECT_EQ(x().opens, 1);
   EXPECT_EQ(StateOf("x"), AdapterState::kEvicted);
   registry_->SetMemoryBudget(2 * Unit());
