@@ -173,8 +173,9 @@ TEST(BaseProductCallsTest, AWarmProductOfFewRowsAllocatesNothingAndNeedsNoOneDnn
   std::vector<float> sums(2 * kOut);
   const BaseRun runs[] = {{1, {weight.view()}}, {1, {&quantised}}};
   ThreadPool nobody("nobody", 1);
+  const Cancellation cancellation;
   const auto multiply = [&] {
-    return MultiplyBase(SharedKernels(), nobody, input.view(), runs, sums.data(), Cancellation())
+    return MultiplyBase(SharedKernels(), nobody, input.view(), runs, sums.data(), cancellation)
         .ok();
   };
   ASSERT_TRUE(multiply());
