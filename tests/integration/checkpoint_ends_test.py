@@ -210,14 +210,13 @@ class CheckpointEndsTest(ServerTest):
         self.wide()
         self.begin()
         self.client.load("a", "a")
-        for _ in range(5):
-            stream = self.client.merge_checkpoint("base", "out", ["a"])
-            next(message for message in stream if message.phase == "merging")
+        for i in range(5):
+            stream = self.client.merge_checkpoint("base", f"out{i}", ["a"])
+            next(stream)
             stream.cancel()
             until(lambda: not any(n.startswith(UNFINISHED) for n in self.entries()), "no leftovers")
-        until(lambda: self.entries() in (["a", "base"], ["a", "base", "out"]), "one of two ends")
-        if "out" in self.entries():
-            self.assert_whole(self.root / "out")
+        for name in set(self.entries()) - {"a", "base"}:  # done before it heard of it
+            self.assert_whole(self.root / name)
 
     def test_a_deadline_ends_it(self):
         self.wide()
@@ -292,7 +291,7 @@ class CheckpointEndsTest(ServerTest):
         self.begin()
         self.client.load("a", "a")
         stream = self.client.merge_checkpoint("base", "out", ["a"])
-        next(message for message in stream if message.phase == "merging")
+        next(stream)
         self.start(f"--adapter-root={self.root}", f"--model-root={self.root}")
         self.digest = list(stream)[-1].result.digest
         self.assert_whole(self.root / "out")
