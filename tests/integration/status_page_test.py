@@ -154,7 +154,7 @@ class StatusPageTest(ServerTest):
         browser.until('document.querySelector("#rows th").textContent === "adapter-00100"')
         self.assertEqual(browser.run('document.getElementById("shown").textContent'), "101–200 of 250")
         browser.run('document.getElementById("filter").focus()')
-        browser.type("0024")
+        browser.type("r-0024")
         browser.until('document.getElementById("shown").textContent === "1–10 of 10"')
         self.assertEqual([row[0] for row in self.cells(browser)],
                          [f"adapter-0024{i}" for i in range(10)])
