@@ -151,11 +151,6 @@ void FillError(const absl::Status& status, v1::AdapterError& out) {
 
 }  // namespace
 
-absl::Status NotImplemented(const std::string& field) {
-  return Error(Reason::kNotImplemented, fmt::format("{} is not implemented", field))
-      .With("field", field);
-}
-
 absl::StatusOr<AdapterRef> RefFromProto(const v1::AdapterRef& ref, const std::string& field) {
   AdapterRef out{ref.name(), ref.revision()};
   const size_t at = out.name.find('@');

@@ -12,9 +12,6 @@
 
 namespace adapterd {
 
-// NOT_IMPLEMENTED, for a field that is set.
-absl::Status NotImplemented(const std::string& field);
-
 // A reference to an adapter, its weight aside; its name may be NAME@ALIAS. INVALID_FIELD.
 absl::StatusOr<AdapterRef> RefFromProto(const v1::AdapterRef& ref, const std::string& field);
 
