@@ -30,10 +30,12 @@ bool HasEmptyComponent(std::string_view path) {
          path.find("..") != std::string_view::npos;
 }
 
-// Whether a file that names the module's tensors means this module.
+// Whether a file that names the module's tensors means this module, with PEFT's prefix or without.
 bool IsReadAs(std::string_view path) {
-  for (const std::string_view part : {".lora_A.weight", ".lora_embedding_A", ".weight"}) {
-    if (ParsePeftKey(fmt::format("{}{}{}", kPrefix, path, part)).module != path) return false;
+  for (const std::string_view prefix : {kPrefix, std::string_view()}) {
+    for (const std::string_view part : {".lora_A.weight", ".lora_embedding_A", ".weight"}) {
+      if (ParsePeftKey(fmt::format("{}{}{}", prefix, path, part)).module != path) return false;
+    }
   }
   return true;
 }

@@ -302,6 +302,7 @@ TEST_F(BindingTest, Experts) {
   checkpoint_.Add("model.layers.0.experts.up", {3, 8, 4});
   ModuleInfo experts = Linear("model.layers.0.experts.up", 4, 8);
   experts.kind = ModuleKind::kExperts;
+  experts.parameter = "up";
   experts.experts = 3;
   auto bindings = Bind({experts});
   EXPECT_THAT(problems_.items(), IsEmpty());

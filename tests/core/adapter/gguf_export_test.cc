@@ -80,7 +80,7 @@ TEST(GgufExportTest, FactorsAndScalesComeBackBitByBit) {
   const RoundTrip cases[] = {
       {"other/gguf-llama-f32", "llama"},
       {"other/gguf-llama-f32/adapter.gguf", "llama"},
-      {"other/gguf-llama-embed", "llama"},
+      {"other/gguf-llama-embed/adapter.gguf", "llama"},
       {"other/gguf-llama-bf16/adapter.gguf", "llama"},
       {"other/gguf-llama-f16/adapter.gguf", "mistral3"},
       {"other/gguf-llama-q8_0/adapter.gguf", "llama"},
@@ -93,7 +93,6 @@ TEST(GgufExportTest, FactorsAndScalesComeBackBitByBit) {
   for (const RoundTrip& test : cases) {
     SCOPED_TRACE(test.source);
     Read first;
-    // The embedding that PEFT saved beside its pair is no part of any GGUF.
     ASSERT_NO_FATAL_FAILURE(ReadAdapter(ADAPTERD_FIXTURES, test.source, kHeads, first));
     ASSERT_OK_AND_ASSIGN(const std::string file, Export(first, test.architecture));
     TempDir dir;
@@ -115,6 +114,15 @@ TEST(GgufExportTest, FactorsAndScalesComeBackBitByBit) {
     ASSERT_OK_AND_ASSIGN(const std::string again, Export(second, test.architecture));
     EXPECT_TRUE(again == file);
   }
+}
+
+// PEFT saves the embedding itself beside its pair. The converter drops it without a word.
+TEST(GgufExportTest, AnEmbeddingSavedBesideItsPairIsRefused) {
+  Read peft;
+  ASSERT_NO_FATAL_FAILURE(ReadAdapter(ADAPTERD_FIXTURES, "other/gguf-llama-embed", kHeads, peft));
+  const auto exported = Export(peft, "llama");
+  EXPECT_THAT(exported, HasReason(Reason::kUnsupportedAdapter));
+  EXPECT_THAT(exported, HasErrorMetadata("module", "model.embed_tokens"));
 }
 
 // The converter's own file, tensor by tensor: the same names, order of rows and bytes.

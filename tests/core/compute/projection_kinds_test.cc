@@ -242,7 +242,12 @@ TEST_F(ProjectionKindsTest, DoraRescalesItsSegmentOnly) {
   ASSERT_THAT(Apply(input.view(), {{1, {term}}, {1, {term}}, {2, {term}}}, &base, plain), IsOk());
   for (int64_t row = 0; row < 4; ++row) {
     for (int64_t col = 0; col < 6; ++col) {
-      EXPECT_EQ(output.At(row, col), row == 1 ? bias[col] : plain.At(row, col));
+      if (row == 1) {
+        EXPECT_EQ(output.At(row, col), bias[col]);
+      } else {
+        // Rows that go through the product together may be summed in another order than alone.
+        EXPECT_NEAR(output.At(row, col), plain.At(row, col), 1e-5);
+      }
     }
   }
 }
