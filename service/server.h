@@ -2,19 +2,15 @@
 #ifndef ADAPTERD_SERVICE_SERVER_H_
 #define ADAPTERD_SERVICE_SERVER_H_
 
-#include <atomic>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "service/adapter_service.h"
-#include "service/admin_server.h"
-#include "service/base_model_service.h"
-#include "service/merge_service.h"
-#include "service/projection_service.h"
 #include "service/server_options.h"
 
 namespace adapterd {
+
+class ServerParts;
 
 // Listens from Start on, and is ready when Start returns. Drain, then destroy.
 class Server {
@@ -37,11 +33,9 @@ class Server {
   bool Drain();
 
  private:
-  struct Storage;
-  class Parts;
-  explicit Server(std::unique_ptr<Parts> parts);
+  explicit Server(std::unique_ptr<ServerParts> parts);
 
-  std::unique_ptr<Parts> parts_;
+  std::unique_ptr<ServerParts> parts_;
 };
 
 }  // namespace adapterd
