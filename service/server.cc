@@ -4,7 +4,7 @@
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
-#include "service/adapter_convert.h"
+#include "service/field_error.h"
 #include "service/server_parts.h"
 #include "service/short_work.h"
 

@@ -10,6 +10,7 @@
 
 #include <optional>
 
+#include "adapterd/v1/adapter_service.grpc.pb.h"
 #include "tests/testing/http_client.h"
 #include "tests/testing/peft_builder.h"
 #include "tests/testing/rpc_matchers.h"
