@@ -75,6 +75,10 @@ void PackF32(const MatrixView& source, std::byte* panel, int64_t width) {
   for (int64_t row = 0; row < source.rows; row += kStripRows) {
     const MatrixView rows = source.Rows(row, std::min(kStripRows, source.rows - row));
     std::byte* strip = panel + row * static_cast<int64_t>(sizeof(float));
+    if (source.dtype == DType::kF32) {
+      TransposeStrip<uint32_t>(rows.data, rows.row_bytes(), rows.rows, rows.cols, strip, stride);
+      continue;
+    }
     for (int64_t col = 0; col < source.cols; col += kTileElements) {
       const int64_t cols = std::min(kTileElements, source.cols - col);
       for (int64_t i = 0; i < rows.rows; ++i) {
