@@ -73,6 +73,10 @@ int64_t Disk::CopyRange(int from, int64_t from_offset, int to, int64_t to_offset
   });
 }
 
+void Disk::BeginSync(int file, int64_t offset, int64_t bytes) {
+  sync_file_range(file, offset, bytes, SYNC_FILE_RANGE_WRITE);  // an error is Sync's to tell
+}
+
 int Disk::Sync(int file_or_folder) {
   return Retry([&] { return fsync(file_or_folder); });
 }

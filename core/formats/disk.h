@@ -38,6 +38,9 @@ class Disk {
   // and share them on the disk. -EXDEV and -EINVAL, among others, where it cannot do that.
   virtual int64_t CopyRange(int from, int64_t from_offset, int to, int64_t to_offset,
                             int64_t bytes);
+  // A hint that these bytes were written for good: the disk may begin with them, so that a later
+  // Sync finds less to do.
+  virtual void BeginSync(int file, int64_t offset, int64_t bytes);
   // 0 once a file's bytes, or a folder's entries, survive a loss of power.
   virtual int Sync(int file_or_folder);
   // 0. Moves a folder; fails when `to` is a folder with entries.

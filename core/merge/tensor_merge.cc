@@ -53,6 +53,7 @@ class Writer {
   absl::Status Stream(WeightMerge merge, int64_t first_row, const WeightMatrix& matrix);
   absl::StatusOr<MatrixView> Read(int64_t first_row, int64_t rows, int64_t cols);
   absl::Status Append(std::span<const std::byte> bytes);
+  void Wrote(int64_t bytes);
 
   const PlannedTensor& tensor_;
   const TensorPlace& place_;
@@ -86,8 +87,14 @@ absl::Status Writer::Append(std::span<const std::byte> bytes) {
     written_ += count;
     bytes = bytes.subspan(count);
   }
-  writing_.wrote(size);
+  Wrote(size);
   return absl::OkStatus();
+}
+
+// The last `bytes` up to written_.
+void Writer::Wrote(int64_t bytes) {
+  writing_.disk.BeginSync(place_.file, place_.offset + written_ - bytes, bytes);
+  writing_.wrote(bytes);
 }
 
 absl::Status Writer::Copy() {
@@ -120,7 +127,7 @@ absl::Status Writer::Copy() {
     }
     sha256_.Update(std::as_bytes(block));
     written_ = begin + bytes;
-    writing_.wrote(bytes);
+    Wrote(bytes);
   }
   return absl::OkStatus();
 }
