@@ -45,8 +45,8 @@ absl::StatusOr<MadeAdapter> GivenFromProto(const v1::CreateAdapterRequest& reque
   auto tensors = std::make_shared<std::vector<FloatTensor>>();
   const auto read = [&](const v1::Tensor& message,
                         const std::string& field) -> absl::StatusOr<GivenTensor> {
-    ASSIGN_OR_RETURN(FloatTensor read, FloatTensor::Read(message, field));
-    const FloatTensor& tensor = tensors->emplace_back(std::move(read));
+    ASSIGN_OR_RETURN(FloatTensor floats, FloatTensor::Read(message, field));
+    const FloatTensor& tensor = tensors->emplace_back(std::move(floats));
     return GivenTensor{tensor.dtype(), tensor.shape(), tensor.bytes()};
   };
   std::vector<GivenPair> pairs;
