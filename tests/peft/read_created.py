@@ -2,9 +2,10 @@
 
     read_created.py FOLDER CONFIG     CONFIG: the model's LlamaConfig as JSON
 
-The model's own weights are memory that nobody touches: only their shapes are needed. Prints one JSON object:
-modules, largest (of |B A|), and of A times sqrt(in_features): mean, deviation, largest, kolmogorov (the
-distance to the uniform distribution on [-1, 1], times the root of the number of draws).
+The model's own weights are memory that nobody touches, in BF16, to which PEFT rounds the factors that it
+reads: only shapes are needed of them. Prints one JSON object: modules, largest (of |B A|), and of the file's
+A times sqrt(in_features): draws, mean, deviation, greatest, kolmogorov (the distance to the uniform
+distribution on [-1, 1], times the root of the number of draws).
 """
 import json
 import math
@@ -14,6 +15,7 @@ import warnings
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compare_exports import MISREAD
@@ -34,14 +36,18 @@ def read(folder, config):
 
 
 @torch.no_grad()
-def judge(model):
+def judge(folder, model):
+    file = load_file(f"{folder}/adapter_model.safetensors")
     largest, modules, draws = 0.0, 0, []
-    for layer in model.modules():
+    for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
         modules += 1
         largest = max(largest, layer.get_delta_weight("default").abs().max().item())
-        a = layer.lora_A["default"].weight
+        a = file[f"{name}.lora_A.weight"]
+        read = layer.lora_A["default"].weight
+        if not torch.equal(read, a.bfloat16().to(read.dtype)):
+            raise ValueError(f"{name}: PEFT read other numbers than the file has")
         draws.append((a * math.sqrt(a.shape[1])).flatten())
     values = torch.cat(draws).double().sort().values
     count = len(values)
@@ -54,4 +60,4 @@ def judge(model):
 
 
 if __name__ == "__main__":
-    print(json.dumps(judge(read(sys.argv[1], json.loads(sys.argv[2])))))
+    print(json.dumps(judge(sys.argv[1], read(sys.argv[1], json.loads(sys.argv[2])))))
