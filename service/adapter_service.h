@@ -22,6 +22,7 @@ struct ControlPlane {
   ThreadPool& io_pool;                    // reads files
   ThreadPool& control_pool;               // builds listings; never waits
   ThreadPool& export_pool;                // writes exports; waits for clients
+  ThreadPool& making_pool;                // makes adapters, which may take minutes
   const v1::GetServerInfoResponse& info;  // constant
   const std::atomic<bool>& draining;
   ContentStore* content;  // of uploads; null: there is no folder to write to

@@ -17,6 +17,7 @@ namespace adapterd {
 namespace {
 
 constexpr int kExportThreads = 4;  // a slow client holds one
+constexpr int kMakingThreads = 2;  // each may hold some hundred MB beside the memory budget
 constexpr int kIoThreads = 4;      // enough to keep a disk busy
 // Of merges of checkpoints, so that requests come first where there are not CPUs enough for both.
 constexpr int kMergeNice = 10;
@@ -24,6 +25,7 @@ constexpr int kControlThreads = 1;  // listings are short and never wait
 // Of request and reply buffers that are kept for the next: enough for two weights of 4096 x 4096 in
 // BF16 on their way at once, in both directions.
 constexpr int64_t kMaxIdleBufferBytes = int64_t{128} << 20;
+
 void PrepareMergeThread() {
   PrepareComputeThread();
   setpriority(PRIO_PROCESS, 0, kMergeNice);  // Linux: of the calling thread alone
@@ -102,6 +104,7 @@ ServerParts::ServerParts(const ServerOptions& server_options, ServerStorage open
       workers("compute", options.threads, PrepareComputeThread),
       control_pool("control", kControlThreads),
       export_pool("export", kExportThreads),
+      making_pool("make", kMakingThreads, PrepareComputeThread),
       merge_helpers("merge-help", options.threads, PrepareMergeThread),
       merge_pool("merge", kMaxCheckpointMerges, PrepareMergeThread),
       collector(storage.content.get(), registry, io_pool, logger),
@@ -111,6 +114,7 @@ ServerParts::ServerParts(const ServerOptions& server_options, ServerStorage open
                     io_pool,
                     control_pool,
                     export_pool,
+                    making_pool,
                     info,
                     draining,
                     storage.content.get(),

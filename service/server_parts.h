@@ -69,6 +69,7 @@ class ServerParts {
   ThreadPool workers;
   ThreadPool control_pool;
   ThreadPool export_pool;
+  ThreadPool making_pool;
   ThreadPool merge_helpers;
   ThreadPool merge_pool;  // after its helpers: its merges end first
   ContentCollector collector;

@@ -26,12 +26,13 @@ AdapterRegistry::TicketPtr LoadStored(ControlPlane& plane, StoredContent stored,
                                       AdapterRegistry::Done<LoadResult> done);
 
 // Writes to the store what is to be loaded as `load`, unless there is no room for it in memory. On
-// an I/O thread. Errors of CheckStore, CheckRoomFor and StoreMade.
+// a thread that may wait for a disk. Errors of CheckStore, CheckRoomFor and StoreMade.
 absl::StatusOr<StoredContent> StoreForLoad(ControlPlane& plane, const LoadRequest& load,
                                            const MadeAdapter& made,
                                            const Cancellation& cancellation);
 
-// Runs `make` on an I/O thread, serves what it makes as `load`, and answers with that adapter:
+// Runs `make` on a making thread, of which there are few: loads do not wait for it, and others that
+// make something do. Serves what it makes as `load`, and answers with that adapter:
 // CreateAdapter and ComposeAdapter. A name that has equal content already is answered with
 // already_loaded, so that a call whose answer was lost can be repeated.
 template <typename Response>
@@ -43,7 +44,7 @@ void ServeMade(ControlPlane& plane, std::shared_ptr<RpcCall> call, LoadRequest l
 template <typename Response>
 void ServeMade(ControlPlane& plane, std::shared_ptr<RpcCall> call, LoadRequest load,
                Response* response, absl::AnyInvocable<absl::StatusOr<MadeAdapter>()> make) {
-  plane.io_pool.Submit([&plane, call = std::move(call), load = std::move(load), response,
+  plane.making_pool.Submit([&plane, call = std::move(call), load = std::move(load), response,
                         make = std::move(make)]() mutable {
     StoredContent stored;
     const absl::Status status = GuardedCall([&]() -> absl::Status {

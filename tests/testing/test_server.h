@@ -69,6 +69,7 @@ class TestServer {
         workers_("compute", options.threads, PrepareComputeThread),
         control_pool_("control", 1),
         export_pool_("export", 1),
+        making_pool_("make", 1),
         collector_(content_.get(), registry_, io_pool_, logger_),
         control_plane_{environment_,
                        registry_,
@@ -76,6 +77,7 @@ class TestServer {
                        io_pool_,
                        control_pool_,
                        export_pool_,
+                       making_pool_,
                        info_,
                        draining_,
                        content_.get(),
@@ -281,6 +283,7 @@ class TestServer {
   ThreadPool workers_;
   ThreadPool control_pool_;
   ThreadPool export_pool_;
+  ThreadPool making_pool_;
   ThreadPool merge_helpers_{"merge-help", 2, PrepareComputeThread};
   ThreadPool merge_pool_{"merge", kMaxCheckpointMerges, PrepareComputeThread};
   ContentCollector collector_;
