@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <iterator>
 #include <new>
 #include <random>
+#include <vector>
 
 #include "core/base/error.h"
 #include "service/status_convert.h"
+#include "service/trace_context.h"
 
 namespace adapterd {
 namespace {
@@ -19,11 +22,16 @@ std::string NewRequestId() {
   return fmt::format("{:016x}", generator());
 }
 
+// A header that the call has once; empty when it has not.
+std::string_view SingleHeader(const grpc::CallbackServerContext& context, const char* name) {
+  const auto [begin, end] = context.client_metadata().equal_range(name);
+  if (begin == end || std::next(begin) != end) return "";
+  return {begin->second.data(), begin->second.size()};
+}
+
 // The caller's, when it is one printable word, else a new one.
 std::string RequestId(const grpc::CallbackServerContext& context) {
-  const auto it = context.client_metadata().find(kRequestIdHeader);
-  if (it == context.client_metadata().end()) return NewRequestId();
-  const std::string id(it->second.data(), it->second.size());
+  const std::string id(SingleHeader(context, kRequestIdHeader));
   if (id.empty() || id.size() > kMaxRequestIdBytes) return NewRequestId();
   for (char c : id) {
     if (c <= ' ' || c > '~') return NewRequestId();
@@ -97,26 +105,21 @@ void CallRecord::Log(const absl::Status& status, absl::Duration duration, int64_
   const LogLevel level = status.ok()                                    ? LogLevel::kInfo
                          : status.code() == absl::StatusCode::kInternal ? LogLevel::kError
                                                                         : LogLevel::kWarning;
-  const double milliseconds = absl::ToDoubleMilliseconds(duration);
-  if (status.ok()) {
-    environment_.logger.Log(level, "rpc",
-                            {{"method", metrics_.method()},
-                             {"code", CodeLabel(status.code())},
-                             {"ms", milliseconds},
-                             {"request_bytes", request_bytes_},
-                             {"response_bytes", response_bytes},
-                             {"request_id", request_id_}});
-    return;
+  std::vector<LogField> fields = {{"method", metrics_.method()},
+                                  {"code", CodeLabel(status.code())}};
+  if (!status.ok()) {
+    fields.emplace_back("reason", std::string(ReasonName(GetErrorDetails(status).reason)));
+    fields.emplace_back("message", ClampUtf8(std::string(status.message()), kMaxErrorMessageBytes));
   }
-  environment_.logger.Log(
-      level, "rpc",
-      {{"method", metrics_.method()},
-       {"code", CodeLabel(status.code())},
-       {"reason", std::string(ReasonName(GetErrorDetails(status).reason))},
-       {"message", ClampUtf8(std::string(status.message()), kMaxErrorMessageBytes)},
-       {"ms", milliseconds},
-       {"request_bytes", request_bytes_},
-       {"request_id", request_id_}});
+  fields.emplace_back("ms", absl::ToDoubleMilliseconds(duration));
+  fields.emplace_back("request_bytes", request_bytes_);
+  if (status.ok()) fields.emplace_back("response_bytes", response_bytes);
+  fields.emplace_back("request_id", request_id_);
+  if (const auto trace = ParseTraceparent(SingleHeader(*context_, kTraceparentHeader))) {
+    fields.emplace_back("trace_id", trace->trace_id);
+    fields.emplace_back("parent_id", trace->parent_id);
+  }
+  environment_.logger.Log(level, "rpc", fields);
 }
 
 void CallRecord::WhenCancelled(absl::AnyInvocable<void()> callback) {

@@ -68,7 +68,7 @@ Logger::Logger(LogFormat format, LogLevel level)
 
 Logger::~Logger() = default;
 
-void Logger::Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
+void Logger::Log(LogLevel level, std::string_view event, std::span<const LogField> fields) {
   if (!Enabled(level)) return;
   if (format_ == LogFormat::kJson) {
     nlohmann::ordered_json line = {{"time", Now()}, {"level", LevelName(level)}, {"event", event}};

@@ -2,9 +2,11 @@
 #ifndef ADAPTERD_SERVICE_LOGGER_H_
 #define ADAPTERD_SERVICE_LOGGER_H_
 
+#include <atomic>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,12 +31,16 @@ class Logger {
   Logger(LogFormat format, LogLevel level);
   ~Logger();
 
-  void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
-  bool Enabled(LogLevel level) const { return level >= level_; }
+  void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {}) {
+    Log(level, event, std::span<const LogField>(fields.begin(), fields.size()));
+  }
+  void Log(LogLevel level, std::string_view event, std::span<const LogField> fields);
+  bool Enabled(LogLevel level) const { return level >= level_.load(std::memory_order_relaxed); }
+  void SetLevel(LogLevel level) { level_.store(level, std::memory_order_relaxed); }
 
  private:
   const LogFormat format_;
-  const LogLevel level_;
+  std::atomic<LogLevel> level_;
   const std::shared_ptr<spdlog::logger> sink_;
 };
 

@@ -10,6 +10,7 @@
 #include <functional>
 
 #include "absl/synchronization/mutex.h"
+#include "service/crash_report.h"
 #include "service/offline.h"
 #include "service/server.h"
 #include "service/server_options.h"
@@ -80,6 +81,7 @@ int Serve(const ServerOptions& options,
 }
 
 int Main(int argc, char** argv) {
+  ReportCrashes(argv[0]);
   mallopt(M_MMAP_THRESHOLD, kMmapThreshold);
   mallopt(M_TRIM_THRESHOLD, kTrimThreshold);
   // Debian's Abseil looks for deadlocks at every lock, which costs more than the lock.

@@ -69,6 +69,7 @@ void Server::Reload(const absl::StatusOr<ServerOptions>& options) {
                        {{"message", std::string(options.status().message())}});
     return;
   }
+  parts_->logger.SetLevel(options->log_level);
   parts_->registry.SetMemoryBudget(options->memory_budget_bytes);
   parts_->logger.Log(LogLevel::kInfo, "reloaded",
                      {{"memory_budget_bytes", options->memory_budget_bytes}});

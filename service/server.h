@@ -24,8 +24,8 @@ class Server {
   // "adapterd ready grpc=HOST:PORT admin=HOST:PORT"
   std::string ReadyLine() const;
 
-  // Takes over what can change while it runs, the memory budget, from options that were read anew;
-  // an error leaves all as it is. Logs either.
+  // Takes over what can change while it runs, the memory budget and the log level, from options
+  // that were read anew; an error leaves all as it is. Logs either.
   void Reload(const absl::StatusOr<ServerOptions>& options);
 
   // Turns health and readiness off, refuses new requests, lets running ones end within the drain

@@ -45,7 +45,7 @@ template <typename Response>
 void ServeMade(ControlPlane& plane, std::shared_ptr<RpcCall> call, LoadRequest load,
                Response* response, absl::AnyInvocable<absl::StatusOr<MadeAdapter>()> make) {
   plane.making_pool.Submit([&plane, call = std::move(call), load = std::move(load), response,
-                        make = std::move(make)]() mutable {
+                            make = std::move(make)]() mutable {
     StoredContent stored;
     const absl::Status status = GuardedCall([&]() -> absl::Status {
       absl::StatusOr<MadeAdapter> made = make();
