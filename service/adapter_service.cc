@@ -104,8 +104,7 @@ AdapterService::AdapterService(ControlPlane& plane)
 std::shared_ptr<RpcCall> AdapterService::Start(RpcMetrics& metrics,
                                                grpc::CallbackServerContext* context,
                                                const google::protobuf::Message& request) {
-  return RpcCall::Start(plane_.environment, metrics, Plane::kControl, context,
-                        static_cast<int64_t>(request.ByteSizeLong()));
+  return RpcCall::Start(plane_.environment, metrics, Plane::kControl, context, request);
 }
 
 grpc::ServerUnaryReactor* AdapterService::LoadAdapter(grpc::CallbackServerContext* context,
@@ -249,6 +248,7 @@ grpc::ServerWriteReactor<v1::ExportAdapterResponse>* AdapterService::ExportAdapt
     grpc::CallbackServerContext* context, const v1::ExportAdapterRequest* request) {
   using Call = StreamCall<v1::ExportAdapterResponse>;
   auto call = Call::Start(plane_.environment, export_, Plane::kControl, context, *request);
+  if (call->answered()) return call.get();
   if (const absl::Status checked = CheckExport(*request); !checked.ok()) {
     call->Run([&] { return checked; });
     return call.get();

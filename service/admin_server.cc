@@ -43,13 +43,33 @@ void ServeStatusPage(const AdminPages& pages, httplib::Server& server) {
   });
 }
 
+// Puts the certificates of now into a handshake.
+int UseCertificates(SSL* ssl, void* files) {
+  const auto current = static_cast<CertificateFiles*>(files)->Current();
+  bool ok = SSL_use_certificate(ssl, current->chain.front().get()) == 1 &&
+            SSL_use_PrivateKey(ssl, current->key.get()) == 1;
+  for (size_t i = 1; i < current->chain.size(); ++i) {
+    ok = ok && SSL_add1_chain_cert(ssl, current->chain[i].get()) == 1;
+  }
+  return ok ? 1 : 0;
+}
+
+std::unique_ptr<httplib::Server> MakeServer(CertificateFiles* certificates) {
+  if (certificates == nullptr) return std::make_unique<httplib::Server>();
+  return std::make_unique<httplib::SSLServer>([certificates](SSL_CTX& context) {
+    SSL_CTX_set_cert_cb(&context, UseCertificates, certificates);
+    return SSL_CTX_set_min_proto_version(&context, TLS1_2_VERSION) == 1;
+  });
+}
+
 }  // namespace
 
-AdminServer::AdminServer() : server_(std::make_unique<httplib::Server>()) {}
+AdminServer::AdminServer(CertificateFiles* certificates) : server_(MakeServer(certificates)) {}
 
 absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const HostPort& address,
-                                                                AdminPages pages) {
-  std::unique_ptr<AdminServer> admin(new AdminServer());
+                                                                AdminPages pages,
+                                                                CertificateFiles* certificates) {
+  std::unique_ptr<AdminServer> admin(new AdminServer(certificates));
   httplib::Server& server = *admin->server_;
   server.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
   server.set_socket_options(ReuseAddressOnly);

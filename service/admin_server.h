@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "service/server_options.h"
 #include "service/status_page.h"
+#include "service/tls/certificate_files.h"
 
 namespace httplib {
 class Server;
@@ -26,15 +27,16 @@ struct AdminPages {
 // Serves on threads of its own from Start until the destructor.
 class AdminServer {
  public:
-  // SOURCE_UNAVAILABLE when the port cannot be had. Port 0 picks one.
-  static absl::StatusOr<std::unique_ptr<AdminServer>> Start(const HostPort& address,
-                                                            AdminPages pages);
+  // SOURCE_UNAVAILABLE when the port cannot be had. Port 0 picks one. Plain text without
+  // `certificates`, which outlive it; else TLS 1.2 or newer, with what they are at each handshake.
+  static absl::StatusOr<std::unique_ptr<AdminServer>> Start(
+      const HostPort& address, AdminPages pages, CertificateFiles* certificates = nullptr);
   ~AdminServer();
 
   int port() const { return port_; }
 
  private:
-  AdminServer();
+  explicit AdminServer(CertificateFiles* certificates);
 
   std::unique_ptr<httplib::Server> server_;
   int port_ = 0;

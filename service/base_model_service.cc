@@ -34,8 +34,7 @@ BaseModelService::BaseModelService(ControlPlane& plane, HostedBases& bases)
 std::shared_ptr<RpcCall> BaseModelService::Start(RpcMetrics& metrics,
                                                  grpc::CallbackServerContext* context,
                                                  const google::protobuf::Message& request) {
-  return RpcCall::Start(plane_.environment, metrics, Plane::kControl, context,
-                        static_cast<int64_t>(request.ByteSizeLong()));
+  return RpcCall::Start(plane_.environment, metrics, Plane::kControl, context, request);
 }
 
 grpc::ServerUnaryReactor* BaseModelService::LoadBaseModel(grpc::CallbackServerContext* context,
@@ -165,6 +164,7 @@ grpc::ServerWriteReactor<v1::GetBaseWeightResponse>* BaseModelService::GetBaseWe
     grpc::CallbackServerContext* context, const v1::GetBaseWeightRequest* request) {
   using Call = StreamCall<v1::GetBaseWeightResponse>;
   auto call = Call::Start(plane_.environment, get_weight_, Plane::kControl, context, *request);
+  if (call->answered()) return call.get();
   plane_.export_pool.Submit([this, call, request] {
     call->Run([&]() -> absl::Status {
       RETURN_IF_ERROR(CheckAdapterName(request->base_model(), "base_model"));

@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/base/status_macros.h"
+#include "service/access/audit_fields.h"
+#include "service/access/call_identity.h"
 #include "service/status_convert.h"
 #include "service/trace_context.h"
 
@@ -59,14 +62,40 @@ CallRecord::CallRecord(RpcEnvironment& environment, RpcMetrics& metrics, Plane p
       context_(context),
       request_bytes_(request_bytes),
       request_id_(RequestId(*context)),
-      entered_(environment.open_calls.Enter()) {
+      entered_(environment.open_calls.Enter()),
+      rule_(FindMethodRule(metrics.service(), metrics.method())) {
   metrics.Started();
   context->AddTrailingMetadata(kRequestIdHeader, request_id_);
 }
 
-absl::Status CallRecord::Admit() const {
+absl::Status CallRecord::Admit() {
   if (!entered_) return Error(Reason::kDraining, "the server is shutting down");
+  RETURN_IF_ERROR(CheckAllowed());
   return CheckMessageSize("request", request_bytes_);
+}
+
+absl::Status CallRecord::AdmitMessage(int64_t bytes) {
+  request_bytes_ += bytes;
+  RETURN_IF_ERROR(CheckAllowed());
+  return CheckMessageSize("message", bytes);
+}
+
+absl::Status CallRecord::CheckAllowed() {
+  if (environment_.access == nullptr) return absl::OkStatus();
+  const uint64_t generation = environment_.access->generation();
+  if (generation == policy_generation_) return absl::OkStatus();
+  RETURN_IF_ERROR(environment_.access->Admit(CredentialsOf(*context_), rule_, caller_));
+  policy_generation_ = generation;
+  return absl::OkStatus();
+}
+
+void CallRecord::AuditRequest(const google::protobuf::Message& request) {
+  if (is_audited()) audit_fields_ = RequestFields(request);
+}
+
+void CallRecord::AuditResponse(const google::protobuf::Message& response) {
+  if (!is_audited()) return;
+  for (AuditField& field : ResponseFields(response)) audit_fields_.push_back(std::move(field));
 }
 
 absl::Status RpcEnvironment::CheckMessageSize(const char* what, int64_t bytes) const {
@@ -89,6 +118,7 @@ grpc::Status CallRecord::End(const absl::Status& status, int64_t response_bytes)
     environment_.metrics.Rejected(ReasonName(GetErrorDetails(final_status).reason));
   }
   Log(final_status, duration, final_status.ok() ? response_bytes : 0);
+  if (is_audited()) Audit(final_status);
   return ToGrpcStatus(final_status);
 }
 
@@ -120,6 +150,22 @@ void CallRecord::Log(const absl::Status& status, absl::Duration duration, int64_
     fields.emplace_back("parent_id", trace->parent_id);
   }
   environment_.logger.Log(level, "rpc", fields);
+}
+
+void CallRecord::Audit(const absl::Status& status) {
+  // Who shows no credentials cannot be named, and must not fill the disk; log and metrics tell.
+  if (environment_.access != nullptr && caller_ == nullptr) return;
+  AuditRecord record;
+  record.subject = caller_ ? caller_->subject : kAnonymous;
+  if (caller_) record.role = RoleName(caller_->role);
+  record.peer = context_->peer();
+  record.transport = TransportOf(*context_);
+  record.method = metrics_.service() + "/" + metrics_.method();
+  record.fields = std::move(audit_fields_);
+  record.code = CodeLabel(status.code());
+  if (!status.ok()) record.reason = ReasonName(GetErrorDetails(status).reason);
+  record.request_id = request_id_;
+  environment_.audit->Write(record);
 }
 
 void CallRecord::WhenCancelled(absl::AnyInvocable<void()> callback) {

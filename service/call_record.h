@@ -2,6 +2,7 @@
 #ifndef ADAPTERD_SERVICE_CALL_RECORD_H_
 #define ADAPTERD_SERVICE_CALL_RECORD_H_
 
+#include <google/protobuf/message.h>
 #include <grpcpp/grpcpp.h>
 
 #include <string>
@@ -13,6 +14,8 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "core/base/cancellation.h"
+#include "service/access/access_control.h"
+#include "service/access/audit_log.h"
 #include "service/logger.h"
 #include "service/metrics.h"
 #include "service/open_calls.h"
@@ -29,6 +32,8 @@ struct RpcEnvironment {
   Metrics& metrics;
   Logger& logger;
   int64_t max_message_bytes;
+  AccessControl* access = nullptr;  // null: everybody may do everything
+  AuditLog* audit = nullptr;        // null: there is none
   OpenCalls open_calls = {};
 
   // MESSAGE_TOO_LARGE when a message of `bytes` is over the limit; `what` is "request", "reply" or
@@ -44,11 +49,23 @@ class CallRecord {
   CallRecord(RpcEnvironment& environment, RpcMetrics& metrics, Plane plane,
              grpc::CallbackServerContext* context, int64_t request_bytes);
 
-  // Of a stream: one more message. On the thread that reads it.
-  void AddRequestBytes(int64_t bytes) { request_bytes_ += bytes; }
+  // What speaks against working on it: DRAINING, UNAUTHENTICATED, PERMISSION_DENIED,
+  // MESSAGE_TOO_LARGE. Nothing may be done for the call before. Once, before any other thread knows
+  // the call.
+  absl::Status Admit();
 
-  // What speaks against working on it: MESSAGE_TOO_LARGE, DRAINING.
-  absl::Status Admit() const;
+  // Of a stream: one more message, which fails alone when it is too large. On the thread that reads
+  // it.
+  void AddRequestBytes(int64_t bytes) { request_bytes_ += bytes; }
+  // As Admit, for the next message of a stream, which may have outlived the rights of its caller.
+  // One message at a time.
+  absl::Status AdmitMessage(int64_t bytes);
+  // The same for a message that goes out.
+  absl::Status CheckAllowed();
+
+  // What the audit log will say of the call, if it is one that is audited. Before End.
+  void AuditRequest(const google::protobuf::Message& request);
+  void AuditResponse(const google::protobuf::Message& response);
 
   // What the client gets. Call once, before the reactor's Finish.
   grpc::Status End(const absl::Status& status, int64_t response_bytes);
@@ -73,7 +90,9 @@ class CallRecord {
   absl::Time deadline() const { return absl::FromChrono(context_->deadline()); }
 
  private:
+  bool is_audited() const { return environment_.audit != nullptr && rule_ && rule_->changes; }
   void Log(const absl::Status& status, absl::Duration duration, int64_t response_bytes);
+  void Audit(const absl::Status& status);
 
   RpcEnvironment& environment_;
   RpcMetrics& metrics_;
@@ -82,7 +101,11 @@ class CallRecord {
   int64_t request_bytes_;  // so far
   const absl::Time start_ = absl::Now();
   const std::string request_id_;
-  const bool entered_;  // into open_calls
+  const bool entered_;              // into open_calls
+  const MethodRule* const rule_;    // null: there is none
+  uint64_t policy_generation_ = 0;  // that it was admitted by
+  CallerPtr caller_;                // null: not known
+  std::vector<AuditField> audit_fields_;
   Cancellation cancellation_;
 
   absl::Mutex mutex_;

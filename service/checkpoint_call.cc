@@ -114,6 +114,7 @@ std::shared_ptr<Call> StartCheckpointMerge(CheckpointPlane& plane, RpcMetrics& m
                                            grpc::CallbackServerContext* context,
                                            const v1::MergeCheckpointRequest& request) {
   auto call = Call::Start(plane.environment, metrics, Plane::kControl, context, request);
+  if (call->answered()) return call;
   absl::StatusOr<Job> read = ReadRequest(plane, request);
   if (!read.ok()) {
     call->Run([&] { return read.status(); });

@@ -105,8 +105,7 @@ void MergeStreamCall::OnDone() {
 
 absl::Status MergeStreamCall::TakeMessage() {
   const auto bytes = static_cast<int64_t>(request_.ByteSizeLong());
-  record_.AddRequestBytes(bytes);
-  RETURN_IF_ERROR(record_.CheckMessageSize("message", bytes));
+  RETURN_IF_ERROR(record_.AdmitMessage(bytes));
   ASSIGN_OR_RETURN(admitted_, plane_.admission.Admit(bytes));
   switch (request_.content_case()) {
     case v1::MergeStreamRequest::kStart:

@@ -120,7 +120,13 @@ Metrics::Metrics()
                           .Register(registry_)
                           .Add({})),
       rejected_(CounterFamily(registry_, "adapterd_rejected_total",
-                              "Requests answered with an error, by reason.")) {
+                              "Requests answered with an error, by reason.")),
+      policy_reads_(
+          CounterFamily(registry_, "adapterd_access_policy_reads_total",
+                        "Times that the access policy was read, by result: taken_over, failed.")),
+      audit_failures_(CounterFamily(registry_, "adapterd_audit_failures_total",
+                                    "Changes whose line could not be written to the audit log.")
+                          .Add({})) {
   for (const char* stage : {"queue", "parse", "compute", "serialize"}) {
     stages_.push_back(&stage_seconds_.Add({{"stage", stage}}, kStage));
   }
@@ -161,6 +167,10 @@ void Metrics::Apply(ApplyStage stage, absl::Duration duration) {
 void Metrics::Merge(absl::Duration duration, int64_t bytes) {
   merge_seconds_.Observe(Seconds(duration));
   merge_bytes_.Increment(static_cast<double>(bytes));
+}
+
+void Metrics::PolicyRead(bool ok) {
+  policy_reads_.Add({{"result", ok ? "taken_over" : "failed"}}).Increment();
 }
 
 void Metrics::Rejected(std::string_view reason) {

@@ -73,6 +73,9 @@ class Metrics {
   // By a stream or in a checkpoint.
   void MergedBytes(int64_t bytes) { merge_bytes_.Increment(static_cast<double>(bytes)); }
   void Rejected(std::string_view reason);
+  // The policy file was read, and could be taken over or not.
+  void PolicyRead(bool ok);
+  void AuditFailed() { audit_failures_.Increment(); }
   prometheus::Gauge& inflight_bytes() { return inflight_bytes_; }
 
   // Of every method that was looked up, by service and method.
@@ -94,6 +97,8 @@ class Metrics {
   prometheus::Counter& merge_bytes_;
   prometheus::Gauge& inflight_bytes_;
   prometheus::Family<prometheus::Counter>& rejected_;
+  prometheus::Family<prometheus::Counter>& policy_reads_;
+  prometheus::Counter& audit_failures_;
 
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::unique_ptr<RpcMetrics>> rpcs_ ABSL_GUARDED_BY(mutex_);

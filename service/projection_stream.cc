@@ -69,6 +69,7 @@ void ProjectionStream::OnReadDone(bool ok) {
 absl::StatusOr<std::shared_ptr<ProjectionRequest>> ProjectionStream::Take() {
   const auto bytes = static_cast<int64_t>(incoming_.Length());
   record_.AddRequestBytes(bytes);
+  RETURN_IF_ERROR(record_.CheckAllowed());
   auto slot = std::make_shared<Slot>();
   TensorMessage<v1::StreamProjectionsRequest> message;
   RETURN_IF_ERROR(GuardedCall([&] { return message.Split(incoming_, plane_.buffers); }));

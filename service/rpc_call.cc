@@ -9,9 +9,24 @@ std::shared_ptr<RpcCall> RpcCall::Start(RpcEnvironment& environment, RpcMetrics&
                                         int64_t request_bytes) {
   std::shared_ptr<RpcCall> call(new RpcCall(environment, metrics, plane, context, request_bytes));
   call->self_ = call;
-  const absl::Status status = call->record_.Admit();
-  if (!status.ok() && call->Claim()) call->Answer(status);
+  call->Admit();
   return call;
+}
+
+std::shared_ptr<RpcCall> RpcCall::Start(RpcEnvironment& environment, RpcMetrics& metrics,
+                                        Plane plane, grpc::CallbackServerContext* context,
+                                        const google::protobuf::Message& request) {
+  std::shared_ptr<RpcCall> call(new RpcCall(environment, metrics, plane, context,
+                                            static_cast<int64_t>(request.ByteSizeLong())));
+  call->self_ = call;
+  call->record_.AuditRequest(request);
+  call->Admit();
+  return call;
+}
+
+void RpcCall::Admit() {
+  const absl::Status status = record_.Admit();
+  if (!status.ok() && Claim()) Answer(status);
 }
 
 void RpcCall::Run(const google::protobuf::Message& response,
@@ -24,6 +39,7 @@ void RpcCall::Run(const google::protobuf::Message& response,
 
 void RpcCall::Answer(const absl::Status& status, const google::protobuf::Message* response) {
   const bool sized = status.ok() && response != nullptr;
+  if (sized) record_.AuditResponse(*response);
   Answer(status, sized ? static_cast<int64_t>(response->ByteSizeLong()) : 0);
 }
 

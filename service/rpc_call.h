@@ -21,11 +21,14 @@ namespace adapterd {
 class RpcCall final : public grpc::ServerUnaryReactor,
                       public std::enable_shared_from_this<RpcCall> {
  public:
-  // A request over the size limit, or after open_calls was closed, is answered at once: see
-  // answered().
+  // What is not admitted (CallRecord::Admit) is answered at once: see answered().
   static std::shared_ptr<RpcCall> Start(RpcEnvironment& environment, RpcMetrics& metrics,
                                         Plane plane, grpc::CallbackServerContext* context,
                                         int64_t request_bytes);
+  // The same for a message that was parsed, of which the audit log is to tell.
+  static std::shared_ptr<RpcCall> Start(RpcEnvironment& environment, RpcMetrics& metrics,
+                                        Plane plane, grpc::CallbackServerContext* context,
+                                        const google::protobuf::Message& request);
 
   bool answered() const { return claimed_; }
 
@@ -56,6 +59,7 @@ class RpcCall final : public grpc::ServerUnaryReactor,
   RpcCall(RpcEnvironment& environment, RpcMetrics& metrics, Plane plane,
           grpc::CallbackServerContext* context, int64_t request_bytes)
       : record_(environment, metrics, plane, context, request_bytes) {}
+  void Admit();
   void OnCancel() override { record_.OnCancel(); }
   void OnDone() override;
   // OnDone is short and calls nothing of gRPC's, so that it may run where the call ends, as that of

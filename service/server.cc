@@ -39,6 +39,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
       new Server(std::make_unique<ServerParts>(options, std::move(storage))));
   ASSIGN_OR_RETURN(server->parts_->data_plane.short_flops,
                    MeasureShortFlops(server->parts_->kernels));
+  RETURN_IF_ERROR(server->parts_->OpenSecurity());
   RETURN_IF_ERROR(server->parts_->Listen());
   RETURN_IF_ERROR(server->parts_->LoadAll());
   RETURN_IF_ERROR(server->parts_->LoadFolder());
@@ -64,6 +65,8 @@ std::string Server::ReadyLine() const {
 }
 
 void Server::Reload(const absl::StatusOr<ServerOptions>& options) {
+  if (parts_->access != nullptr) parts_->access->Reload();
+  if (parts_->audit != nullptr) parts_->audit->Reopen();
   if (!options.ok()) {
     parts_->logger.Log(LogLevel::kError, "reload_failed",
                        {{"message", std::string(options.status().message())}});

@@ -25,7 +25,8 @@ class Server {
   std::string ReadyLine() const;
 
   // Takes over what can change while it runs, the memory budget and the log level, from options
-  // that were read anew; an error leaves all as it is. Logs either.
+  // that were read anew; an error leaves all as it is. Logs either. The access policy is read and
+  // the audit log opened anew, whatever the options say.
   void Reload(const absl::StatusOr<ServerOptions>& options);
 
   // Turns health and readiness off, refuses new requests, lets running ones end within the drain

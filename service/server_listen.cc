@@ -11,6 +11,7 @@
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "service/server_parts.h"
+#include "service/tls/grpc_tls.h"
 
 namespace adapterd {
 namespace {
@@ -58,14 +59,44 @@ absl::Status RemoveStaleSocket(const std::string& path) {
 
 }  // namespace
 
+absl::Status ServerParts::OpenSecurity() {
+  if (!options.access_policy.empty()) {
+    absl::StatusOr<std::unique_ptr<AccessControl>> opened =
+        AccessControl::Open(options.access_policy, metrics, logger);
+    if (!opened.ok()) {
+      return Error(GetErrorDetails(opened.status()).reason,
+                   fmt::format("--access-policy: {}", std::string(opened.status().message())));
+    }
+    access = *std::move(opened);
+  }
+  if (!options.audit_log.empty()) {
+    ASSIGN_OR_RETURN(audit, AuditLog::Open(options.audit_log, metrics, logger));
+  }
+  credentials = grpc::InsecureServerCredentials();
+  if (!options.tls_cert.empty()) {
+    ASSIGN_OR_RETURN(
+        grpc_certificates,
+        CertificateFiles::Open({"tls", options.tls_cert, options.tls_key, options.tls_client_ca},
+                               logger));
+    credentials = GrpcTlsCredentials(*grpc_certificates);
+  }
+  if (!options.admin_tls_cert.empty()) {
+    ASSIGN_OR_RETURN(admin_certificates,
+                     CertificateFiles::Open(
+                         {"admin-tls", options.admin_tls_cert, options.admin_tls_key, ""}, logger));
+  }
+  environment.access = access.get();
+  environment.audit = audit.get();
+  return absl::OkStatus();
+}
+
 absl::Status ServerParts::Listen() {
   const HostPort address = *ParseHostPort(options.grpc_address);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(JoinHostPort(address.host, address.port),
-                           grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(JoinHostPort(address.host, address.port), credentials, &port);
   if (!options.unix_socket.empty()) {
     RETURN_IF_ERROR(RemoveStaleSocket(options.unix_socket));
     builder.AddListeningPort("unix:" + options.unix_socket, grpc::InsecureServerCredentials());
@@ -89,7 +120,7 @@ absl::Status ServerParts::Listen() {
   grpc_address = JoinHostPort(address.host, port);
 
   const HostPort admin_host = *ParseHostPort(options.admin_address);
-  ASSIGN_OR_RETURN(admin, AdminServer::Start(admin_host, MakePages()));
+  ASSIGN_OR_RETURN(admin, AdminServer::Start(admin_host, MakePages(), admin_certificates.get()));
   admin_address = JoinHostPort(admin_host.host, admin->port());
   return absl::OkStatus();
 }

@@ -221,26 +221,66 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
                          o.log_level);
 }
 
+void AddSecurityFlags(Flags& flags, ServerOptions& o) {
+  flags.Text("tls-cert", "serve gRPC by TLS, with the certificate and its chain at PATH (PEM)",
+             o.tls_cert);
+  flags.Text("tls-key", "its private key, at PATH (PEM)", o.tls_key);
+  flags.Text("tls-client-ca", "ask clients for certificates of the authorities at PATH (PEM)",
+             o.tls_client_ca);
+  flags.Text("admin-tls-cert", "serve admin HTTP by TLS, with the certificate at PATH (PEM)",
+             o.admin_tls_cert);
+  flags.Text("admin-tls-key", "its private key, at PATH (PEM)", o.admin_tls_key);
+  flags.Text("access-policy", "who may do what, at PATH (JSON); without it everybody everything",
+             o.access_policy);
+  flags.Text("audit-log", "append a JSON line for each change to PATH; - is standard output",
+             o.audit_log);
+  flags.Switch("insecure", "allow plain text beyond loopback", o.insecure);
+  flags.Switch("admin-insecure", "allow it for admin HTTP alone", o.admin_insecure);
+}
+
 absl::Status InvalidOption(std::string message) {
   return Error(Reason::kInvalidField, std::move(message));
 }
 
-absl::Status CheckAddress(const std::string& flag, const std::string& address, bool insecure) {
+// `allowed`: to listen beyond loopback; `remedy` says how it would be.
+absl::Status CheckAddress(const std::string& flag, const std::string& address, bool allowed,
+                          const char* remedy) {
   const auto parsed = ParseHostPort(address);
   if (!parsed) {
     return InvalidOption(fmt::format("--{}: expected HOST:PORT, found \"{}\"", flag, address));
   }
-  if (!insecure && !IsLoopback(parsed->host)) {
-    return InvalidOption(fmt::format(
-        "--{}: {} is beyond loopback and would serve plain text; say --insecure to allow that",
-        flag, address));
+  if (!allowed && !IsLoopback(parsed->host)) {
+    return InvalidOption(fmt::format("--{}: {} is beyond loopback and would serve plain text; {}",
+                                     flag, address, remedy));
   }
   return absl::OkStatus();
 }
 
+// `flag` needs `other`, too.
+absl::Status CheckPair(const std::string& flag, const std::string& value, const std::string& other,
+                       const std::string& other_value) {
+  if (value.empty() || !other_value.empty()) return absl::OkStatus();
+  return InvalidOption(fmt::format("--{}: needs --{}, too", flag, other));
+}
+
+absl::Status CheckSecurity(const ServerOptions& o) {
+  absl::Status status =
+      CheckAddress("grpc-address", o.grpc_address, o.insecure || !o.tls_cert.empty(),
+                   "give --tls-cert, or say --insecure to allow that");
+  status.Update(CheckAddress("admin-address", o.admin_address,
+                             o.insecure || o.admin_insecure || !o.admin_tls_cert.empty(),
+                             "give --admin-tls-cert, or say --admin-insecure (or --insecure, "
+                             "for gRPC, too) to allow that"));
+  status.Update(CheckPair("tls-cert", o.tls_cert, "tls-key", o.tls_key));
+  status.Update(CheckPair("tls-key", o.tls_key, "tls-cert", o.tls_cert));
+  status.Update(CheckPair("tls-client-ca", o.tls_client_ca, "tls-cert", o.tls_cert));
+  status.Update(CheckPair("admin-tls-cert", o.admin_tls_cert, "admin-tls-key", o.admin_tls_key));
+  status.Update(CheckPair("admin-tls-key", o.admin_tls_key, "admin-tls-cert", o.admin_tls_cert));
+  return status;
+}
+
 absl::Status CheckOptions(const ServerOptions& options) {
-  absl::Status status = CheckAddress("grpc-address", options.grpc_address, options.insecure);
-  status.Update(CheckAddress("admin-address", options.admin_address, options.insecure));
+  absl::Status status = CheckSecurity(options);
   for (size_t i = 0; i < options.load.size(); ++i) {
     for (size_t j = 0; j < i; ++j) {
       if (options.load[i].first != options.load[j].first) continue;
@@ -274,7 +314,7 @@ absl::StatusOr<Command> ParseCommandLine(int argc, const char* const* argv,
       "adapterd");
   Flags flags(app);
   AddServingFlags(flags, command.options);
-  flags.Switch("insecure", "allow plain text beyond loopback", command.options.insecure);
+  AddSecurityFlags(flags, command.options);
   flags.Config("config", "file with the same keys (key = value)");
   std::vector<std::string> args = ProtectEmptyValues(argc, argv);
   AddEnvironment(flags.names(), args);  // what follows is for the command line alone

@@ -35,7 +35,15 @@ struct ServerOptions {
   std::string watch_adapters;                             // path of a folder; empty: none
   absl::Duration drain_timeout = absl::Seconds(25);
   std::string public_id_template = "{base}:{name}";
-  bool insecure = false;
+  bool insecure = false;        // plain text beyond loopback
+  bool admin_insecure = false;  // the same, for admin HTTP alone
+  std::string tls_cert;         // path; empty: gRPC is plain text
+  std::string tls_key;
+  std::string tls_client_ca;   // path; empty: clients show no certificates
+  std::string admin_tls_cert;  // path; empty: admin HTTP is plain text
+  std::string admin_tls_key;
+  std::string access_policy;  // path; empty: everybody may do everything
+  std::string audit_log;      // path, "-": standard output; empty: none
   LogFormat log_format = LogFormat::kText;
   LogLevel log_level = LogLevel::kInfo;
 };
@@ -51,7 +59,8 @@ struct Command {
 
 // Command line before environment (ADAPTERD_...) before --config file before defaults, which depend
 // on the host. "--flag=" is the empty string. INVALID_FIELD with one clear line when anything is
-// off; that includes plain text beyond loopback without --insecure.
+// off; that includes plain text beyond loopback without --insecure or, of the admin server,
+// --admin-insecure.
 absl::StatusOr<Command> ParseCommandLine(int argc, const char* const* argv, const HostLimits& host);
 
 // "512MiB", "4GiB", "1GB", "1000": bytes. Nullopt when it is not a size that fits.

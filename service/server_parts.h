@@ -21,6 +21,7 @@
 #include "service/merge_service.h"
 #include "service/projection_service.h"
 #include "service/server_options.h"
+#include "service/tls/certificate_files.h"
 
 namespace adapterd {
 
@@ -45,6 +46,8 @@ class ServerParts {
  public:
   ServerParts(const ServerOptions& server_options, ServerStorage opened);
 
+  // What --access-policy, --audit-log and the flags of TLS name. Before Listen.
+  absl::Status OpenSecurity();
   absl::Status Listen();
   absl::Status LoadAll();
   absl::Status LoadFolder();
@@ -54,6 +57,11 @@ class ServerParts {
   ServerStorage storage;
   Metrics metrics;
   Logger logger;
+  std::unique_ptr<AccessControl> access;                 // null without --access-policy
+  std::unique_ptr<AuditLog> audit;                       // null without --audit-log
+  std::unique_ptr<CertificateFiles> grpc_certificates;   // null without --tls-cert
+  std::unique_ptr<CertificateFiles> admin_certificates;  // null without --admin-tls-cert
+  std::shared_ptr<grpc::ServerCredentials> credentials;  // of the TCP port
   std::atomic<bool> draining{false};
   std::atomic<bool> ready{false};
   Kernels kernels;

@@ -17,7 +17,7 @@
 
 namespace adapterd {
 
-// Shared by gRPC (until OnDone) and by the threads that write.
+// Shared by gRPC (until OnDone) and by the threads that write. `Response` is a message.
 template <typename Response>
 class StreamCall final : public grpc::ServerWriteReactor<Response> {
  public:
@@ -27,14 +27,21 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
     std::shared_ptr<StreamCall> call(new StreamCall(environment, metrics, plane, context,
                                                     static_cast<int64_t>(request.ByteSizeLong())));
     call->self_ = call;
+    call->record_.AuditRequest(request);
+    if (absl::Status status = call->record_.Admit(); !status.ok()) {
+      call->answered_ = true;
+      call->Finish(call->record_.End(status, 0));
+    }
     return call;
   }
 
-  // Runs `work`, which may Write, and ends the call with its status; at once when the call is not
-  // admitted. Once, on the writing thread.
+  // It was not admitted: there is nothing to do for it.
+  bool answered() const { return answered_; }
+
+  // Runs `work`, which may Write, and ends the call with its status. Once, on the writing thread.
+  // REQUIRES: it is not answered.
   void Run(absl::AnyInvocable<absl::Status()> work) {
-    absl::Status status = record_.Admit();
-    if (status.ok()) status = GuardedCall([&] { return work(); });
+    const absl::Status status = GuardedCall([&] { return work(); });
     work = nullptr;
     Await();
     this->Finish(record_.End(status, written_bytes_));
@@ -50,6 +57,7 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
       writing_ = true;
     }
     written_bytes_ += static_cast<int64_t>(response.ByteSizeLong());
+    record_.AuditResponse(response);
     this->StartWrite(&response);
     return Await() ? absl::OkStatus() : absl::CancelledError("the caller went away");
   }
@@ -99,6 +107,7 @@ class StreamCall final : public grpc::ServerWriteReactor<Response> {
   }
 
   CallRecord record_;
+  bool answered_ = false;      // constant once it has started
   int64_t written_bytes_ = 0;  // of the writing thread
   Response offered_;           // constant while writing_
   std::shared_ptr<StreamCall> self_;

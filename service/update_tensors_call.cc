@@ -110,8 +110,7 @@ void UpdateTensorsCall::TakeMessage() {
 absl::Status UpdateTensorsCall::Take() {
   RETURN_IF_ERROR(record_.cancellation().Check());
   const auto bytes = static_cast<int64_t>(message_.ByteSizeLong());
-  record_.AddRequestBytes(bytes);
-  RETURN_IF_ERROR(record_.CheckMessageSize("message", bytes));
+  RETURN_IF_ERROR(record_.AdmitMessage(bytes));
   switch (message_.content_case()) {
     case v1::UpdateAdapterTensorsRequest::kStart:
       return TakeStart(message_.start());
@@ -126,6 +125,7 @@ absl::Status UpdateTensorsCall::TakeStart(const v1::UpdateTensorsStart& start) {
   if (!load_.name.empty()) {
     return FieldError("start", "it once, as the first message", "a second one");
   }
+  record_.AuditRequest(start);
   RETURN_IF_ERROR(CheckAdapterName(start.name(), "start.name"));
   load_.name = start.name();
   load_.etag = start.etag();
@@ -259,6 +259,7 @@ void UpdateTensorsCall::Loaded(const absl::StatusOr<LoadResult>& result) {
 void UpdateTensorsCall::End(const absl::Status& status) {
   adapter_ = AdapterHandle();  // a client that has its answer finds nothing held
   const int64_t bytes = status.ok() ? static_cast<int64_t>(response_->ByteSizeLong()) : 0;
+  if (status.ok()) record_.AuditResponse(*response_);
   Finish(record_.End(status, bytes));
 }
 

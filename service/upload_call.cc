@@ -41,7 +41,7 @@ UploadCall::UploadCall(ControlPlane& plane, RpcMetrics& metrics,
       response_(response),
       record_(plane.environment, metrics, Plane::kControl, context, 0) {}
 
-absl::Status UploadCall::Admit() const {
+absl::Status UploadCall::Admit() {
   RETURN_IF_ERROR(record_.Admit());
   return CheckStore(plane_);
 }
@@ -65,8 +65,7 @@ void UploadCall::TakeMessage() {
 absl::Status UploadCall::Take() {
   RETURN_IF_ERROR(record_.cancellation().Check());
   const auto bytes = static_cast<int64_t>(message_.ByteSizeLong());
-  record_.AddRequestBytes(bytes);
-  RETURN_IF_ERROR(record_.CheckMessageSize("message", bytes));
+  RETURN_IF_ERROR(record_.AdmitMessage(bytes));
   switch (message_.content_case()) {
     case v1::UploadAdapterRequest::kStart:
       return TakeStart(message_.start());
@@ -81,6 +80,7 @@ absl::Status UploadCall::TakeStart(const v1::UploadStart& start) {
   if (incoming_ != nullptr) {
     return Invalid("start", "expected once, as the first message, found a second one");
   }
+  record_.AuditRequest(start);
   ASSIGN_OR_RETURN(load_, LoadRequestFromProto(start));
   ASSIGN_OR_RETURN(incoming_, plane_.content->Begin(plane_.max_upload_bytes));
   return absl::OkStatus();
@@ -127,6 +127,7 @@ void UploadCall::Loaded(const absl::StatusOr<LoadResult>& result) {
 void UploadCall::End(const absl::Status& status) {
   incoming_ = nullptr;  // a client that has its answer finds nothing left
   const int64_t bytes = status.ok() ? static_cast<int64_t>(response_->ByteSizeLong()) : 0;
+  if (status.ok()) record_.AuditResponse(*response_);
   Finish(record_.End(status, bytes));
 }
 

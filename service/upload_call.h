@@ -38,7 +38,7 @@ class UploadCall final : public grpc::ServerReadReactor<v1::UploadAdapterRequest
   void OnCancel() override { record_.OnCancel(); }
   void OnDone() override;
 
-  absl::Status Admit() const;
+  absl::Status Admit();
 
   // The steps. Each leads to another one or to End.
   void TakeMessage();

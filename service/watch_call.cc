@@ -108,6 +108,8 @@ bool WatchCall::NextMessage() {
   absl::StatusOr<std::vector<EventPtr>> events = plane_.events.After(position_, 1);
   if (!events.ok()) end_ = events.status();
   if (!events.ok() || events->empty()) return false;
+  end_ = record_.CheckAllowed();
+  if (!end_.ok()) return false;
   const AdapterEvent& event = *events->front();
   position_ = event.sequence;
   message_.Clear();

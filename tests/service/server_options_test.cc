@@ -88,7 +88,10 @@ std::vector<Knob> Knobs() {
       {"public-id-template", "{name}", [](const O& o) { return o.public_id_template == "{name}"; }},
       {"log-format", "json", [](const O& o) { return o.log_format == LogFormat::kJson; }},
       {"log-level", "error", [](const O& o) { return o.log_level == LogLevel::kError; }},
+      {"access-policy", "/p.json", [](const O& o) { return o.access_policy == "/p.json"; }},
+      {"audit-log", "-", [](const O& o) { return o.audit_log == "-"; }},
       {"insecure", "true", [](const O& o) { return o.insecure; }},
+      {"admin-insecure", "true", [](const O& o) { return o.admin_insecure; }},
   };
 }
 
@@ -109,6 +112,9 @@ TEST(ServerOptionsTest, DefaultsFollowTheHost) {
   EXPECT_EQ(options.drain_timeout, absl::Seconds(25));
   EXPECT_EQ(options.public_id_template, "{base}:{name}");
   EXPECT_FALSE(options.insecure);
+  EXPECT_FALSE(options.admin_insecure);
+  EXPECT_EQ(options.tls_cert, "");
+  EXPECT_EQ(options.access_policy, "");
   EXPECT_EQ(options.log_format, LogFormat::kText);
   EXPECT_EQ(options.log_level, LogLevel::kInfo);
 }
@@ -126,7 +132,7 @@ TEST(ServerOptionsTest, EveryKnobIsAFlag) {
     EXPECT_FALSE(knob.is_set(nothing.options));
     ASSERT_OK_AND_ASSIGN(const Command joined, Parse({"--" + knob.flag + "=" + knob.value}));
     EXPECT_TRUE(knob.is_set(joined.options));
-    if (knob.flag == "insecure") continue;
+    if (knob.value == "true") continue;  // a switch
     ASSERT_OK_AND_ASSIGN(const Command apart, Parse({"--" + knob.flag, knob.value}));
     EXPECT_TRUE(knob.is_set(apart.options));
   }
@@ -263,6 +269,35 @@ TEST(ServerOptionsTest, AnUnknownKeyOfTheConfigFileIsRefused) {
     EXPECT_THAT(Parse({"--config", dir.Write("c.ini", text)}), HasReason(Reason::kInvalidField))
         << text;
   }
+}
+
+TEST(ServerOptionsTest, TheFilesOfTlsComeTogether) {
+  ASSERT_OK_AND_ASSIGN(const Command command,
+                       Parse({"--tls-cert=c", "--tls-key=k", "--tls-client-ca=a",
+                              "--admin-tls-cert=C", "--admin-tls-key=K"}));
+  const ServerOptions& options = command.options;
+  EXPECT_EQ(options.tls_cert + options.tls_key + options.tls_client_ca, "cka");
+  EXPECT_EQ(options.admin_tls_cert + options.admin_tls_key, "CK");
+  for (const char* alone : {"--tls-cert=c", "--tls-key=k", "--tls-client-ca=a",
+                            "--admin-tls-cert=C", "--admin-tls-key=K"}) {
+    EXPECT_THAT(Parse({alone}), HasMessage(HasSubstr("needs --"))) << alone;
+  }
+}
+
+TEST(ServerOptionsTest, TlsOrAWordOpensEachPortForItself) {
+  const std::vector<std::string> grpc_tls = {"--tls-cert=c", "--tls-key=k"};
+  const std::vector<std::string> admin_tls = {"--admin-tls-cert=c", "--admin-tls-key=k"};
+  const auto parse = [](std::vector<std::string> args, const std::string& more) {
+    args.push_back(more);
+    return Parse(args);
+  };
+  EXPECT_THAT(parse(grpc_tls, "--grpc-address=0.0.0.0:1"), IsOk());
+  EXPECT_THAT(parse(grpc_tls, "--admin-address=0.0.0.0:1"), HasReason(Reason::kInvalidField));
+  EXPECT_THAT(parse(admin_tls, "--admin-address=0.0.0.0:1"), IsOk());
+  EXPECT_THAT(parse(admin_tls, "--grpc-address=0.0.0.0:1"), HasReason(Reason::kInvalidField));
+  EXPECT_THAT(Parse({"--admin-insecure", "--admin-address=0.0.0.0:1"}), IsOk());
+  EXPECT_THAT(Parse({"--admin-insecure", "--grpc-address=0.0.0.0:1"}),
+              HasReason(Reason::kInvalidField));
 }
 
 TEST(ServerOptionsTest, PlainTextBeyondLoopbackNeedsAWord) {

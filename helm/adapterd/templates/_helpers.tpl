@@ -56,8 +56,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "adapterd.args" -}}
-{{- /* The chart has no TLS; the server refuses plain text beyond loopback unless told. */ -}}
+{{- /* The server refuses plain text beyond loopback unless told; metrics and the kubelet's probes stay plain text. */ -}}
+{{- if .Values.tls.existingSecret }}
+- --admin-insecure
+- --tls-cert=/etc/adapterd/tls/tls.crt
+- --tls-key=/etc/adapterd/tls/tls.key
+{{- if .Values.tls.requireClientCertificates }}
+- --tls-client-ca=/etc/adapterd/tls/ca.crt
+{{- end }}
+{{- else }}
 - --insecure
+{{- end }}
+{{- if .Values.auth.existingSecret }}
+- --access-policy=/etc/adapterd/auth/policy.json
+{{- end }}
 {{- with .Values.server }}
 - --log-format={{ .logFormat }}
 - --log-level={{ .logLevel }}
@@ -98,11 +110,39 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
+{{- /* The kubelet's gRPC probes speak no TLS. */ -}}
+{{- define "adapterd.readyProbe" -}}
+{{- if .Values.tls.existingSecret -}}
+httpGet:
+  port: metrics
+  path: /readyz
+{{- else -}}
+grpc:
+  port: 50051
+  service: adapterd.v1.ProjectionService
+{{- end -}}
+{{- end -}}
+
+{{- define "adapterd.liveProbe" -}}
+{{- if .Values.tls.existingSecret -}}
+httpGet:
+  port: metrics
+  path: /healthz
+{{- else -}}
+grpc:
+  port: 50051
+  service: ""
+{{- end -}}
+{{- end -}}
+
 {{- /* What the values' schema cannot say, because it concerns several values at once. */ -}}
 {{- define "adapterd.validate" -}}
 {{- $adapters := .Values.adapters -}}
 {{- if gt (len (compact (list $adapters.existingClaim $adapters.configMap $adapters.image.repository))) 1 -}}
 {{- fail "set only one of adapters.existingClaim, adapters.configMap and adapters.image.repository" -}}
+{{- end -}}
+{{- if and .Values.tls.requireClientCertificates (not .Values.tls.existingSecret) -}}
+{{- fail "tls.requireClientCertificates needs tls.existingSecret" -}}
 {{- end -}}
 {{- if and $adapters.image.repository (not (or $adapters.image.tag $adapters.image.digest)) -}}
 {{- fail "adapters.image needs a tag or a digest" -}}
