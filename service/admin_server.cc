@@ -8,7 +8,8 @@
 namespace adapterd {
 namespace {
 
-constexpr size_t kThreads = 2;  // a scraper and a probe
+// A scraper and a probe need two; whoever is slow holds one for kTimeoutSeconds a read.
+constexpr size_t kThreads = 16;
 constexpr size_t kMaxRequestBytes = 64 << 10;
 constexpr time_t kTimeoutSeconds = 5;
 constexpr char kMetricsType[] = "text/plain; version=0.0.4; charset=utf-8";

@@ -19,6 +19,15 @@ namespace {
 // gRPC's own limit lies above ours, so that a message somewhat too large gets our error.
 constexpr int64_t kMessageHeadroom = int64_t{64} << 20;
 constexpr int kMaxStreamsPerConnection = 1024;
+// Of all headers of a call: a token, a trace and a few words more.
+constexpr int kMaxMetadataBytes = 16 << 10;
+// Whoever connects has to speak TLS and HTTP/2 within it; gRPC's own limit is two minutes.
+constexpr int kHandshakeMs = 10'000;
+// Clients that are gone without a word are found by pings, and their streams ended.
+constexpr int kKeepaliveMs = 60'000;
+constexpr int kKeepaliveTimeoutMs = 20'000;
+// Theirs may come no more often, or they are hung up on.
+constexpr int kMinPingIntervalMs = 10'000;
 const char* const kServices[] = {"adapterd.v1.AdapterService", "adapterd.v1.ProjectionService",
                                  "adapterd.v1.MergeService", "adapterd.v1.BaseModelService"};
 
@@ -55,6 +64,19 @@ absl::Status RemoveStaleSocket(const std::string& path) {
                fmt::format("--unix-socket: {} {}", path,
                            is_socket ? "belongs to a process that listens there"
                                      : "exists and is not a socket"));
+}
+
+void AddLimits(int64_t max_message_bytes, grpc::ServerBuilder& builder) {
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinPingIntervalMs);
+  builder.SetMaxReceiveMessageSize(GrpcMessageLimit(max_message_bytes));
+  builder.SetMaxSendMessageSize(-1);
 }
 
 }  // namespace
@@ -102,9 +124,7 @@ absl::Status ServerParts::Listen() {
     builder.AddListeningPort("unix:" + options.unix_socket, grpc::InsecureServerCredentials());
   }
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
-  builder.SetMaxReceiveMessageSize(GrpcMessageLimit(options.max_message_bytes));
-  builder.SetMaxSendMessageSize(-1);
+  AddLimits(options.max_message_bytes, builder);
   builder.SetDefaultCompressionAlgorithm(GRPC_COMPRESS_NONE);
   builder.RegisterService(&adapter_service);
   builder.RegisterService(&projection_service);
