@@ -49,7 +49,7 @@ absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Open(const std::st
   absl::StatusOr<AccessPolicy> policy = ParseAccessPolicy(text);
   if (!policy.ok()) {
     return Error(Reason::kInvalidField,
-                 fmt::format("{}: {}", path, std::string(policy.status().message())));
+                 fmt::format("{}: {}", path, static_cast<std::string>(policy.status().message())));
   }
   return std::unique_ptr<AccessControl>(
       new AccessControl(path, std::move(text), *std::move(policy), metrics, logger));
@@ -123,7 +123,7 @@ void AccessControl::Run() {
 
 void AccessControl::Read() {
   absl::StatusOr<std::string> text = ReadSmallFile(path_, kMaxPolicyBytes);
-  std::string read = text.ok() ? *text : std::string(text.status().message());
+  std::string read = text.ok() ? *text : static_cast<std::string>(text.status().message());
   if (read == tried_) return;
   tried_ = std::move(read);
   absl::StatusOr<AccessPolicy> policy =
@@ -143,7 +143,7 @@ void AccessControl::Log(const absl::Status& status, const AccessPolicy* policy) 
   if (policy == nullptr) {
     logger_.Log(LogLevel::kError, "access_policy_failed",
                 {{"file", path_},
-                 {"message", std::string(status.message())},
+                 {"message", static_cast<std::string>(status.message())},
                  {"hint", "the policy before it stays in force"}});
     return;
   }

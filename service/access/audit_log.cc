@@ -114,7 +114,8 @@ void AuditLog::Reopen() {
 
 void AuditLog::Failed(const absl::Status& status) {
   metrics_.AuditFailed();
-  logger_.Log(LogLevel::kError, "audit_failed", {{"message", std::string(status.message())}});
+  logger_.Log(LogLevel::kError, "audit_failed",
+              {{"message", static_cast<std::string>(status.message())}});
 }
 
 }  // namespace adapterd

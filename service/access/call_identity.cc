@@ -18,7 +18,7 @@ Credentials CredentialsOf(const grpc::CallbackServerContext& context) {
   if (!credentials.authorization.empty()) return credentials;  // it decides alone
   const auto auth = context.auth_context();
   if (auth == nullptr || !auth->IsPeerAuthenticated()) return credentials;
-  for (const grpc::string_ref san : auth->FindPropertyValues(GRPC_X509_SAN_PROPERTY_NAME)) {
+  for (const grpc::string_ref& san : auth->FindPropertyValues(GRPC_X509_SAN_PROPERTY_NAME)) {
     credentials.sans.emplace_back(san.data(), san.size());
   }
   return credentials;

@@ -34,8 +34,9 @@ absl::StatusOr<Json> ParseJson(std::string_view text) {
   const auto note = [&](int, Json::parse_event_t event, Json& parsed) {
     if (event == Json::parse_event_t::object_start) open.emplace_back();
     if (event == Json::parse_event_t::object_end) open.pop_back();
-    if (event == Json::parse_event_t::key && !open.back().insert(parsed.get<std::string>()).second)
-      twice = parsed.get<std::string>();
+    if (event != Json::parse_event_t::key) return true;
+    const auto key = parsed.get<std::string>();
+    if (!open.back().insert(key).second) twice = key;
     return true;
   };
   try {
@@ -70,8 +71,9 @@ absl::StatusOr<std::string> ReadText(const Json& json, const std::string& field,
   const std::string path = Member(field, key);
   const auto it = json.find(key);
   if (it == json.end()) return Invalid(path, "expected text, found nothing");
-  if (!it->is_string())
+  if (!it->is_string()) {
     return Invalid(path, std::string("expected text, found ") + it->type_name());
+  }
   std::string text = it->get<std::string>();
   const bool printable = std::all_of(text.begin(), text.end(),
                                      [](unsigned char c) { return c >= ' ' && c != '\x7f'; });

@@ -72,9 +72,9 @@ absl::StatusOr<CertificateFiles::Texts> CertificateFiles::Read() const {
     if (file.first.empty()) continue;
     absl::StatusOr<std::string> text = ReadSmallFile(file.first, kMaxPemBytes);
     if (!text.ok()) {
-      return Error(
-          GetErrorDetails(text.status()).reason,
-          fmt::format("--{}-{}: {}", paths_.flags, flag, std::string(text.status().message())));
+      return Error(GetErrorDetails(text.status()).reason,
+                   fmt::format("--{}-{}: {}", paths_.flags, flag,
+                               static_cast<std::string>(text.status().message())));
     }
     file.second = *std::move(text);
   }
@@ -129,7 +129,7 @@ std::shared_ptr<const Certificates> CertificateFiles::Current() {
   if (absl::Now() - looked_ < kCertificatePeriod) return current_;
   const absl::Status status = Renew();
   if (!status.ok() && status.message() != error_) {
-    error_ = std::string(status.message());
+    error_ = static_cast<std::string>(status.message());
     logger_.Log(LogLevel::kError, "certificate_failed",
                 {{"message", error_}, {"hint", "the certificate before it stays in use"}});
   }

@@ -41,8 +41,11 @@ class ReloadingCredentials final : public grpc::ServerCredentials {
     if (current == given_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair{current->key_pem.c_str(),
                                           current->certificate_pem.c_str()};
-    *config = grpc_ssl_server_certificate_config_create(
-        files_.asks_clients() ? current->client_ca_pem.c_str() : nullptr, &pair, 1);
+    // gRPC insists on authorities, also where clients are not asked and nothing is held against
+    // them.
+    const std::string& authorities =
+        files_.asks_clients() ? current->client_ca_pem : current->certificate_pem;
+    *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
     given_ = std::move(current);
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
   }

@@ -197,7 +197,6 @@ class Tokens(AccessTest):
             "other case": [f"Bearer {good.swapcase()}"], "its hash": [f"Bearer {hash_of(good)}"],
             "forged": ["Bearer " + secrets.token_urlsafe(32)], "over-long": ["Bearer " + "x" * 5000],
             "twice": [f"Bearer {good}"] * 2, "good and bad": [f"Bearer {good}", "Bearer x"],
-            "control characters": ["Bearer \t"],
         }
         messages = set()
         for name, values in headers.items():
