@@ -4,6 +4,7 @@
 #include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -63,10 +64,20 @@ sigset_t BlockSignals() {
   return signals;
 }
 
+// gRPC 1.51 never accepts again once it has found no descriptor left, so there should be as many as
+// the system allows.
+void RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 // `read_options` reads flags, environment and config file anew.
 int Serve(const ServerOptions& options,
           const std::function<absl::StatusOr<Command>()>& read_options) {
   const sigset_t signals = BlockSignals();
+  RaiseDescriptorLimit();
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
   if (!server.ok()) return Fail(server.status());
   fmt::print("{}\n", (*server)->ReadyLine());
