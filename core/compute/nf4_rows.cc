@@ -58,29 +58,41 @@ ADAPTERD_AVX512 float DotAvx512(const Nf4Matrix& matrix, int64_t first, int64_t 
   return result;
 }
 
-ADAPTERD_AVX512 inline void StoreUpperHalves(__m512i words, std::byte* to) {
-  const __m512i halves = _mm512_maskz_srli_epi32(kAll, words, 16);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(kAll, halves));
+// Of 32 words, the first 16 of which are `low`.
+ADAPTERD_AVX512 inline void StoreUpperHalves(__m512i low, __m512i high, std::byte* to) {
+  const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,
+                                       31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(low, odd, high));
+}
+
+// A value as the sum of its upper half and of what is left, whose upper half is rounded.
+struct SplitWords {
+  __m512i upper;
+  __m512i rest;
+};
+
+ADAPTERD_AVX512 inline SplitWords Split(__m512 value) {
+  const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512i upper = _mm512_castps_si512(value);
+  const __m512i rest = _mm512_castps_si512(
+      _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_and_si512(upper, mask))));
+  const __m512i odd =
+      _mm512_and_si512(_mm512_maskz_srli_epi32(kAll, rest, 16), _mm512_set1_epi32(1));
+  return {upper, _mm512_add_epi32(_mm512_add_epi32(rest, _mm512_set1_epi32(0x7fff)), odd)};
 }
 
 ADAPTERD_AVX512 void SplitAvx512(const Nf4Matrix& matrix, int64_t first, int64_t count,
                                  std::byte* upper, std::byte* lower) {
-  const __m512i one = _mm512_set1_epi32(1);
-  const __m512i bias = _mm512_set1_epi32(0x7fff);
-  const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   for (int64_t i = 0; i < count; i += kNf4Group) {
     const __m512i codes = LoadCodes(matrix, first + i);
     const __m512 scales = Scales(matrix, first + i);
-#pragma GCC unroll 8
-    for (int j = 0; j < kCodesPerLane; ++j) {
-      const __m512 value = _mm512_mul_ps(Levels(codes, j), scales);
-      const __m512i bits = _mm512_castps_si512(value);
-      const __m512i rest = _mm512_castps_si512(
-          _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_and_si512(bits, mask))));
-      const __m512i odd = _mm512_and_si512(_mm512_maskz_srli_epi32(kAll, rest, 16), one);
+#pragma GCC unroll 4
+    for (int j = 0; j < kCodesPerLane; j += 2) {
+      const SplitWords low = Split(_mm512_mul_ps(Levels(codes, j), scales));
+      const SplitWords high = Split(_mm512_mul_ps(Levels(codes, j + 1), scales));
       const int64_t at = 2 * (i + j * kLanes);
-      StoreUpperHalves(bits, upper + at);
-      StoreUpperHalves(_mm512_add_epi32(_mm512_add_epi32(rest, bias), odd), lower + at);
+      StoreUpperHalves(low.upper, high.upper, upper + at);
+      StoreUpperHalves(low.rest, high.rest, lower + at);
     }
   }
 }
