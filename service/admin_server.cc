@@ -68,7 +68,7 @@ std::unique_ptr<httplib::Server> MakeServer(CertificateFiles* certificates) {
 AdminServer::AdminServer(CertificateFiles* certificates) : server_(MakeServer(certificates)) {}
 
 absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const HostPort& address,
-                                                                AdminPages pages,
+                                                                const AdminPages& pages,
                                                                 CertificateFiles* certificates) {
   std::unique_ptr<AdminServer> admin(new AdminServer(certificates));
   httplib::Server& server = *admin->server_;

@@ -30,7 +30,7 @@ class AdminServer {
   // SOURCE_UNAVAILABLE when the port cannot be had. Port 0 picks one. Plain text without
   // `certificates`, which outlive it; else TLS 1.2 or newer, with what they are at each handshake.
   static absl::StatusOr<std::unique_ptr<AdminServer>> Start(
-      const HostPort& address, AdminPages pages, CertificateFiles* certificates = nullptr);
+      const HostPort& address, const AdminPages& pages, CertificateFiles* certificates = nullptr);
   ~AdminServer();
 
   int port() const { return port_; }

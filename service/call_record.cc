@@ -34,7 +34,7 @@ std::string_view SingleHeader(const grpc::CallbackServerContext& context, const 
 
 // The caller's, when it is one printable word, else a new one.
 std::string RequestId(const grpc::CallbackServerContext& context) {
-  const std::string id(SingleHeader(context, kRequestIdHeader));
+  std::string id(SingleHeader(context, kRequestIdHeader));
   if (id.empty() || id.size() > kMaxRequestIdBytes) return NewRequestId();
   for (char c : id) {
     if (c <= ' ' || c > '~') return NewRequestId();

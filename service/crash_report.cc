@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cstdint>
 #include <cstdio>
 #include <cstring>
 
@@ -36,7 +35,7 @@ void Report(int number) {
   for (int i = 0; i < count; ++i) {
     std::array<char, kMaxLine / 2> name;
     // Return addresses lie behind the call.
-    auto* const call = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(frames[i]) - 1);
+    auto* const call = static_cast<char*>(frames[i]) - 1;
     const bool is_known = absl::Symbolize(call, name.data(), static_cast<int>(name.size()));
     WriteLine(line.data(), std::snprintf(line.data(), line.size(), "    %p %s\n", frames[i],
                                          is_known ? name.data() : "?"));

@@ -166,8 +166,9 @@ AdminPages ServerParts::MakePages() {
   };
   pages.metrics = [this] {
     std::vector<prometheus::MetricFamily> more = CollectAdapters(registry);
-    for (auto& family : CollectServer(workers, io_pool, buffers, info.isa()))
+    for (auto& family : CollectServer(workers, io_pool, buffers, info.isa())) {
       more.push_back(std::move(family));
+    }
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics.Text(more);
   };
@@ -182,7 +183,7 @@ absl::Status ServerParts::LoadAll() {
     request.name = options.load[i].first;
     request.source.source = options.load[i].second;
     request.replace = true;  // of what the catalogue has under that name
-    registry.Load(std::move(request), [&, i](absl::StatusOr<LoadResult> result) {
+    registry.Load(std::move(request), [&, i](const absl::StatusOr<LoadResult>& result) {
       results[i] = result.status();
       done[i].Notify();
     });

@@ -60,8 +60,9 @@ ADAPTERD_AVX512 float DotAvx512(const Nf4Matrix& matrix, int64_t first, int64_t 
 
 // Of 32 words, the first 16 of which are `low`.
 ADAPTERD_AVX512 inline void StoreUpperHalves(__m512i low, __m512i high, std::byte* to) {
-  const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,
-                                       31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i odd =
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                       25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   _mm512_storeu_si512(to, _mm512_permutex2var_epi16(low, odd, high));
 }
 
@@ -74,8 +75,8 @@ struct SplitWords {
 ADAPTERD_AVX512 inline SplitWords Split(__m512 value) {
   const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   const __m512i upper = _mm512_castps_si512(value);
-  const __m512i rest = _mm512_castps_si512(
-      _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_and_si512(upper, mask))));
+  const __m512i rest =
+      _mm512_castps_si512(_mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_and_si512(upper, mask))));
   const __m512i odd =
       _mm512_and_si512(_mm512_maskz_srli_epi32(kAll, rest, 16), _mm512_set1_epi32(1));
   return {upper, _mm512_add_epi32(_mm512_add_epi32(rest, _mm512_set1_epi32(0x7fff)), odd)};
