@@ -114,7 +114,7 @@ absl::Status Planner::Add(const CheckpointTensor& tensor) {
   ASSIGN_OR_RETURN(const bool wanted, patterns_.Match(path));
   if (!wanted) return absl::OkStatus();
   RETURN_IF_ERROR(CheckDType(tensor));
-  PlannedModule planned;
+  BaseModulePlan planned;
   planned.weight = &tensor;
   planned.bias = is_weight ? BiasOf(path) : nullptr;
   if (planned.bias != nullptr) RETURN_IF_ERROR(CheckDType(*planned.bias));
@@ -138,7 +138,7 @@ absl::Status Planner::AddTiedHead() {
   ASSIGN_OR_RETURN(const bool wanted, patterns_.Match(kTiedHead));
   if (!wanted) return absl::OkStatus();
   RETURN_IF_ERROR(CheckDType(*embeddings[0]));
-  PlannedModule head;
+  BaseModulePlan head;
   head.weight = embeddings[0];
   head.module = Described(*embeddings[0], std::string(kTiedHead), false, base_.geometry());
   head.module.tensor = fmt::format("{}{}", kTiedHead, kWeight);
@@ -147,8 +147,8 @@ absl::Status Planner::AddTiedHead() {
 }
 
 absl::Status Planner::SortModules() {
-  std::vector<PlannedModule>& modules = plan_.modules;
-  std::sort(modules.begin(), modules.end(), [](const PlannedModule& a, const PlannedModule& b) {
+  std::vector<BaseModulePlan>& modules = plan_.modules;
+  std::sort(modules.begin(), modules.end(), [](const BaseModulePlan& a, const BaseModulePlan& b) {
     return a.module.path < b.module.path;
   });
   for (size_t i = 1; i < modules.size(); ++i) {
@@ -160,7 +160,7 @@ absl::Status Planner::SortModules() {
         .With("tensor", Printable(modules[i].weight->name));
   }
   // A tied head shares what the embedding reads, if that is there.
-  for (PlannedModule& head : modules) {
+  for (BaseModulePlan& head : modules) {
     if (head.module.tensor == head.weight->name) continue;
     for (size_t i = 0; i < modules.size(); ++i) {
       if (&modules[i] != &head && modules[i].weight == head.weight) head.tied_to = i;
@@ -171,7 +171,7 @@ absl::Status Planner::SortModules() {
 }
 
 absl::Status Planner::AddBytes() {
-  for (PlannedModule& planned : plan_.modules) {
+  for (BaseModulePlan& planned : plan_.modules) {
     int64_t bytes = planned.bias == nullptr ? 0 : planned.bias->bytes;
     if (planned.nf4_block) {
       const auto packed =

@@ -12,7 +12,7 @@
 namespace adapterd {
 
 // A module without its numbers, and where they are. Views the checkpoint.
-struct PlannedModule {
+struct BaseModulePlan {
   HostedModule module;
   const CheckpointTensor* weight = nullptr;
   const CheckpointTensor* bias = nullptr;  // null: there is none
@@ -21,8 +21,8 @@ struct PlannedModule {
 };
 
 struct BasePlan {
-  std::vector<PlannedModule> modules;  // by path, bytewise
-  int64_t bytes = 0;                   // that they will hold
+  std::vector<BaseModulePlan> modules;  // by path, bytewise
+  int64_t bytes = 0;                    // that they will hold
 };
 
 // MODULE_NOT_TARGETED, UNSUPPORTED_DTYPE, MALFORMED_TENSOR_FILE and INVALID_FIELD of

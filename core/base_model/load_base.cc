@@ -58,7 +58,7 @@ class Loader {
   Loader(const Checkpoint& checkpoint, MemoryBudget& budget, const Cancellation& cancellation)
       : checkpoint_(checkpoint), budget_(budget), cancellation_(cancellation) {}
 
-  absl::Status Read(PlannedModule& planned) const {
+  absl::Status Read(BaseModulePlan& planned) const {
     HostedModule& module = planned.module;
     if (planned.bias != nullptr) {
       ASSIGN_OR_RETURN(module.bias, ReadTensor(checkpoint_, *planned.bias, cancellation_));
@@ -72,7 +72,7 @@ class Loader {
 
  private:
   // What is read for it counts in the budget for as long as it is there.
-  absl::Status Quantise(PlannedModule& planned) const {
+  absl::Status Quantise(BaseModulePlan& planned) const {
     HostedModule& module = planned.module;
     ASSIGN_OR_RETURN(const Reservation meanwhile,
                      budget_.Reserve(planned.weight->bytes, MemoryKind::kBaseModels));
@@ -107,10 +107,10 @@ absl::StatusOr<std::shared_ptr<HostedBase>> LoadHostedBase(const BaseLoadRequest
   RETURN_IF_ERROR(base->CheckUnchanged());
   std::vector<HostedModule> modules;
   modules.reserve(plan.modules.size());
-  for (PlannedModule& planned : plan.modules) {
+  for (BaseModulePlan& planned : plan.modules) {
     if (planned.tied_to) planned.module.weight = plan.modules[*planned.tied_to].module.weight;
   }
-  for (PlannedModule& planned : plan.modules) modules.push_back(std::move(planned.module));
+  for (BaseModulePlan& planned : plan.modules) modules.push_back(std::move(planned.module));
   return std::make_shared<HostedBase>(request.source, base->fingerprint(), base->geometry(),
                                       std::move(modules), std::move(reservation));
 }

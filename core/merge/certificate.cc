@@ -28,7 +28,7 @@ std::string CheckpointDigest(const CheckpointPlan& plan,
   Sha256 digest;
   digest.Update("adapterd-checkpoint-v1\n");
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
-    const PlannedTensor& tensor = plan.tensors[i];
+    const OutputTensor& tensor = plan.tensors[i];
     digest.Update(fmt::format("{}\t{}\t{}\t{}\n", tensor.name, DTypeName(tensor.dtype),
                               fmt::join(tensor.shape.begin(), tensor.shape.end(), "x"),
                               outcomes[i].sha256));
@@ -54,7 +54,7 @@ std::string Certificate(const CheckpointMergeRequest& request, std::string_view 
   }
   Json tensors = Json::object();
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
-    const PlannedTensor& tensor = plan.tensors[i];
+    const OutputTensor& tensor = plan.tensors[i];
     if (!tensor.merged()) continue;
     Json& entry = tensors[tensor.name] = StatsJson(outcomes[i].stats);
     entry["sha256"] = outcomes[i].sha256;

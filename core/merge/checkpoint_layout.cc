@@ -25,7 +25,7 @@ std::vector<size_t> SourceOrder(const CheckpointPlan& plan) {
   std::vector<size_t> order(plan.tensors.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::ranges::sort(order, {}, [&](size_t i) {
-    const PlannedTensor& tensor = plan.tensors[i];
+    const OutputTensor& tensor = plan.tensors[i];
     return std::tuple(tensor.source->file, tensor.source->offset, i);
   });
   return order;
@@ -47,7 +47,7 @@ absl::StatusOr<Groups> BySize(const CheckpointPlan& plan, const std::vector<size
   Groups groups;
   int64_t filled = 0;
   for (const size_t i : order) {
-    const PlannedTensor& tensor = plan.tensors[i];
+    const OutputTensor& tensor = plan.tensors[i];
     ASSIGN_OR_RETURN(int64_t bytes, ByteCount(tensor.dtype, tensor.shape));
     bytes += static_cast<int64_t>(tensor.name.size()) + kEntryBytes;
     if (groups.empty() || bytes > max_bytes - filled) {

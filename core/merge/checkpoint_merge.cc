@@ -200,7 +200,7 @@ absl::Status CheckpointMerge::SyncFiles() {
 CheckpointMergeResult CheckpointMerge::Result() const {
   CheckpointMergeResult result;
   result.files = output_->files();
-  result.merged_tensors = std::ranges::count_if(plan_.tensors, &PlannedTensor::merged);
+  result.merged_tensors = std::ranges::count_if(plan_.tensors, &OutputTensor::merged);
   result.copied_tensors = static_cast<int64_t>(plan_.tensors.size()) - result.merged_tensors;
   result.bytes = layout_.bytes;
   result.unmatched = plan_.unmatched;

@@ -57,12 +57,12 @@ class Planner {
                          const BaseBinding& binding);
   absl::Status AddWeight(const MergePart& part, const ModuleInfo& bound, const BaseWeight& weight);
   absl::Status AddBias(const MergePart& part, const BaseBinding& binding);
-  absl::Status AddExperts(const MergePart& part, PlannedTensor& planned, WeightLayout layout);
-  absl::Status AddSlice(PlannedTensor& planned, const MergePart& part, int64_t first_row,
+  absl::Status AddExperts(const MergePart& part, OutputTensor& planned, WeightLayout layout);
+  absl::Status AddSlice(OutputTensor& planned, const MergePart& part, int64_t first_row,
                         Shape shape, WeightLayout layout);
-  absl::Status AddResized(PlannedTensor& planned, const MergePart& part);
+  absl::Status AddResized(OutputTensor& planned, const MergePart& part);
   absl::Status MissModule(const CheckpointAdapter& adapter, const ModuleInfo& module);
-  PlannedTensor& Planned(const std::string& name, const CheckpointTensor& source);
+  OutputTensor& Planned(const std::string& name, const CheckpointTensor& source);
   // Its name in the output: that of the tensor, unless the module is a head that shares another's.
   std::string NameOf(const ModuleInfo& module, const CheckpointTensor& tensor);
   absl::Status CheckMatched() const;
@@ -72,13 +72,13 @@ class Planner {
   const BaseModel& base_;
   const CheckpointMergeRequest& request_;
   const BaseNames names_;
-  std::map<std::string, PlannedTensor> tensors_;  // that an adapter changes
+  std::map<std::string, OutputTensor> tensors_;  // that an adapter changes
   std::set<std::string> unmatched_;
   std::string unmatched_adapter_;  // the first one
   bool untied_ = false;
 };
 
-absl::Status TensorError(Reason reason, const PlannedTensor& tensor, const std::string& what) {
+absl::Status TensorError(Reason reason, const OutputTensor& tensor, const std::string& what) {
   return Error(reason, fmt::format("tensor {} {}", Quoted(tensor.name), what))
       .With("tensor", Printable(tensor.name));
 }
@@ -146,8 +146,8 @@ absl::Status Planner::AddModule(const MergePart& part, const ModuleInfo& bound,
   return part.ChangesBias() ? AddBias(part, binding) : absl::OkStatus();
 }
 
-PlannedTensor& Planner::Planned(const std::string& name, const CheckpointTensor& source) {
-  PlannedTensor& planned = tensors_[name];
+OutputTensor& Planner::Planned(const std::string& name, const CheckpointTensor& source) {
+  OutputTensor& planned = tensors_[name];
   if (planned.source == nullptr) {
     planned = {.name = name,
                .source = &source,
@@ -171,7 +171,7 @@ absl::Status Planner::AddWeight(const MergePart& part, const ModuleInfo& bound,
                                 const BaseWeight& weight) {
   const ModuleInfo& module = part.info();
   const CheckpointTensor& tensor = *base_.checkpoint().Find(weight.tensor);
-  PlannedTensor& planned = Planned(NameOf(module, tensor), tensor);
+  OutputTensor& planned = Planned(NameOf(module, tensor), tensor);
   if (bound.kind == ModuleKind::kReplacement && bound.token_ids.empty()) {
     if (bound.weight_shape != tensor.shape) return AddResized(planned, part);
     auto layout = std::optional(BaseLayout::kOutIn);
@@ -188,7 +188,7 @@ absl::Status Planner::AddWeight(const MergePart& part, const ModuleInfo& bound,
   return AddSlice(planned, part, 0, tensor.shape, layout);
 }
 
-absl::Status Planner::AddExperts(const MergePart& part, PlannedTensor& planned,
+absl::Status Planner::AddExperts(const MergePart& part, OutputTensor& planned,
                                  WeightLayout layout) {
   if (planned.shape.size() == 2) return AddSlice(planned, part, 0, planned.shape, layout);
   MergePart expert = part;
@@ -199,14 +199,14 @@ absl::Status Planner::AddExperts(const MergePart& part, PlannedTensor& planned,
   return absl::OkStatus();
 }
 
-absl::Status Planner::AddResized(PlannedTensor& planned, const MergePart& part) {
+absl::Status Planner::AddResized(OutputTensor& planned, const MergePart& part) {
   const ModuleInfo& replaced = *part.ReplacedInfo();
   planned.resized = &(*part.adapter)->extras(*part.ReplacedIndex()).weight;
   planned.shape = replaced.weight_shape;
   return AddSlice(planned, part, 0, replaced.weight_shape, WeightLayout::kOutIn);
 }
 
-absl::Status Planner::AddSlice(PlannedTensor& planned, const MergePart& part, int64_t first_row,
+absl::Status Planner::AddSlice(OutputTensor& planned, const MergePart& part, int64_t first_row,
                                Shape shape, WeightLayout layout) {
   if (!IsComputeFloat(planned.source->dtype)) {
     return Error(Reason::kUnsupportedDtype,
@@ -247,7 +247,7 @@ absl::Status Planner::AddBias(const MergePart& part, const BaseBinding& binding)
         .With("actual", "none");
   }
   const CheckpointTensor& tensor = *base_.checkpoint().Find(binding.bias->tensor);
-  PlannedTensor& planned = Planned(tensor.name, tensor);
+  OutputTensor& planned = Planned(tensor.name, tensor);
   if (!IsComputeFloat(tensor.dtype)) {
     return TensorError(
         Reason::kUnsupportedDtype, planned,
@@ -276,13 +276,13 @@ absl::Status Planner::CheckMatched() const {
 
 // The config tells one size for all of them.
 absl::Status Planner::CheckVocabulary(CheckpointPlan& plan) const {
-  const PlannedTensor* resized = nullptr;
-  for (const PlannedTensor& tensor : plan.tensors) {
+  const OutputTensor* resized = nullptr;
+  for (const OutputTensor& tensor : plan.tensors) {
     if (tensor.resized != nullptr) resized = &tensor;
   }
   if (resized == nullptr) return absl::OkStatus();
   plan.vocab_size = resized->shape[0];
-  for (const PlannedTensor& tensor : plan.tensors) {
+  for (const OutputTensor& tensor : plan.tensors) {
     const std::string_view name = tensor.name;
     const bool is_vocabulary = name.ends_with(kWeight) && tensor.shape.size() == 2 &&
                                tensor.source->shape[0] == resized->source->shape[0] &&

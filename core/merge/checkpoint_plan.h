@@ -39,7 +39,7 @@ struct PlannedSlice {
 };
 
 // Views checkpoint and request.
-struct PlannedTensor {
+struct OutputTensor {
   std::string name;
   const CheckpointTensor* source = nullptr;  // of an untied head: the embedding
   DType dtype = DType::kF32;                 // of the output, as the shape
@@ -53,7 +53,7 @@ struct PlannedTensor {
 };
 
 struct CheckpointPlan {
-  std::vector<PlannedTensor> tensors;  // by name, bytewise
+  std::vector<OutputTensor> tensors;   // by name, bytewise
   std::vector<std::string> unmatched;  // paths of modules, ascending, each once
   std::optional<int64_t> vocab_size;   // when it is another
   bool untied = false;                 // the head has a weight of its own now

@@ -33,7 +33,7 @@ bool CannotCopy(int64_t error) {
 
 class Writer {
  public:
-  Writer(const PlannedTensor& tensor, const TensorPlace& place, const TensorWriting& writing)
+  Writer(const OutputTensor& tensor, const TensorPlace& place, const TensorWriting& writing)
       : tensor_(tensor), place_(place), writing_(writing) {}
 
   absl::StatusOr<TensorOutcome> Run() {
@@ -55,7 +55,7 @@ class Writer {
   absl::Status Append(std::span<const std::byte> bytes);
   void Wrote(int64_t bytes);
 
-  const PlannedTensor& tensor_;
+  const OutputTensor& tensor_;
   const TensorPlace& place_;
   const TensorWriting& writing_;
   Sha256 sha256_;
@@ -220,7 +220,7 @@ absl::Status Writer::MergeBias() {
 
 }  // namespace
 
-absl::StatusOr<TensorOutcome> WriteTensor(const PlannedTensor& tensor, const TensorPlace& place,
+absl::StatusOr<TensorOutcome> WriteTensor(const OutputTensor& tensor, const TensorPlace& place,
                                           const TensorWriting& writing) {
   absl::StatusOr<TensorOutcome> outcome = Writer(tensor, place, writing).Run();
   if (outcome.ok()) return outcome;

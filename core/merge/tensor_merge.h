@@ -40,7 +40,7 @@ struct TensorOutcome {
 // Reads the tensor block by block, and writes it: as it is, converted, or merged. Holds two blocks
 // of a few MB, and the factors of one module, packed. Threads: any, for different tensors at once.
 // NON_FINITE_RESULT, STORAGE_FULL, SOURCE_CHANGED, SOURCE_UNAVAILABLE, SHAPE_MISMATCH, CANCELLED.
-absl::StatusOr<TensorOutcome> WriteTensor(const PlannedTensor& tensor, const TensorPlace& place,
+absl::StatusOr<TensorOutcome> WriteTensor(const OutputTensor& tensor, const TensorPlace& place,
                                           const TensorWriting& writing);
 
 }  // namespace adapterd

@@ -1,0 +1,17 @@
+# No two headers of the product may define a type of the same name: compilers and linkers take them
+# for one type without a word. -DROOT=<source folder>
+file(GLOB_RECURSE headers ${ROOT}/core/*.h ${ROOT}/service/*.h)
+list(LENGTH headers count)
+if(count LESS 100)
+  message(FATAL_ERROR "found only ${count} headers below ${ROOT}")
+endif()
+foreach(header IN LISTS headers)
+  file(STRINGS ${header} lines REGEX "^(struct|class|enum class) [A-Za-z0-9_]+ [^;]*{")
+  foreach(line IN LISTS lines)
+    string(REGEX REPLACE "^(struct|class|enum class) ([A-Za-z0-9_]+).*" "\\2" type "${line}")
+    if(DEFINED header_of_${type})
+      message(SEND_ERROR "${type} is defined in ${header_of_${type}} and in ${header}")
+    endif()
+    set(header_of_${type} ${header})
+  endforeach()
+endforeach()
