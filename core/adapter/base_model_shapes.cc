@@ -16,13 +16,26 @@ namespace {
 // transformers' names for them, in every architecture that has any.
 constexpr std::string_view kConv1dTargets[] = {"c_attn", "q_attn", "c_proj", "c_fc"};
 
+// GPT-2 with nn.Linear by the same names.
+constexpr std::string_view kLinearGpt = "gpt_bigcode";
+
 bool IsShape(std::span<const int64_t> shape, std::initializer_list<int64_t> dims) {
   return std::equal(shape.begin(), shape.end(), dims.begin(), dims.end());
 }
 
+bool HasConv1dName(std::string_view path) {
+  return std::find(std::begin(kConv1dTargets), std::end(kConv1dTargets), TargetOf(path)) !=
+         std::end(kConv1dTargets);
+}
+
+// One switch for all layers of an adapter, which PEFT takes back where the layer is an nn.Linear
+// (lora/layer.py, dispatch_default): many configs set it for models that have nothing else. What is
+// known of the architecture is finer; of another model only a layer with Conv1D's name may be one.
 bool IsConv1d(const ModuleInfo& module, const BaseGeometry& geometry, bool fan_in_fan_out) {
-  // One switch for all layers of an adapter; what is known of the architecture is finer.
-  return IsConv1dArchitecture(geometry) ? IsConv1dModule(module.path, geometry) : fan_in_fan_out;
+  if (IsConv1dArchitecture(geometry)) return IsConv1dModule(module.path, geometry);
+  const bool may_be = geometry.model_type.empty() ||
+                      (HasConv1dName(module.path) && geometry.text_model_type != kLinearGpt);
+  return fan_in_fan_out && may_be;
 }
 
 bool MayBeTransposed(const ModuleInfo& module, const BaseGeometry& geometry, bool fan_in_fan_out) {
@@ -87,9 +100,7 @@ std::optional<BaseLayout> LayoutOfWeight(const ModuleInfo& module, std::span<con
 }
 
 bool IsConv1dModule(std::string_view path, const BaseGeometry& geometry) {
-  return IsConv1dArchitecture(geometry) &&
-         std::find(std::begin(kConv1dTargets), std::end(kConv1dTargets), TargetOf(path)) !=
-             std::end(kConv1dTargets);
+  return IsConv1dArchitecture(geometry) && HasConv1dName(path);
 }
 
 std::string ExpectedShape(const ModuleInfo& module, const BaseGeometry& geometry,

@@ -114,9 +114,9 @@ TEST_F(BindingTest, Conv1dByConfigOrArchitecture) {
   Bind(modules);
   ExpectMismatch("should be [4, 6], found F32 [6, 4]");
   const auto bindings = Bind(modules, {.fan_in_fan_out = true, .layer_replication = {}});
-  EXPECT_THAT(problems_.items(), SizeIs(1));  // the bias of 6
-  EXPECT_EQ(bindings[0].weight->layout, BaseLayout::kInOut);
-  EXPECT_EQ(bindings[1].weight->layout, BaseLayout::kInOut);
+  EXPECT_THAT(problems_.items(), SizeIs(1));                  // the bias of 6
+  EXPECT_EQ(bindings[0].weight->layout, BaseLayout::kOutIn);  // Llama has nothing but nn.Linear
+  EXPECT_EQ(bindings[1].weight->layout, BaseLayout::kInOut);  // the shape says so
 }
 
 TEST_F(BindingTest, WrongShapesNameTensorExpectedAndFound) {

@@ -61,11 +61,15 @@ TEST(BaseShapesTest, LayoutsOfWeights) {
       {Module(kLinear, "attn.c_attn", 3, 5), "gpt2", false, {3, 5}, kInOut},
       {Module(kLinear, "attn.c_attn", 3, 5), "gpt_bigcode", false, {3, 5}, kWrong},
       {square, "llama", false, {4, 4}, kOutIn},
-      {square, "llama", true, {4, 4}, kInOut},
+      {square, "llama", true, {4, 4}, kOutIn},  // PEFT takes the switch back for nn.Linear
       {square, "", false, {4, 4}, kOutIn},
+      {square, "", true, {4, 4}, kInOut},
+      {c_proj, "someones_gpt", true, {4, 4}, kInOut},  // of its own code, with Conv1D's names
+      {c_proj, "someones_gpt", false, {4, 4}, kOutIn},
       {c_proj, "gpt2", false, {4, 4}, kInOut},
       {c_proj, "gpt2", true, {4, 4}, kInOut},
       {c_proj, "gpt_bigcode", false, {4, 4}, kOutIn},
+      {c_proj, "gpt_bigcode", true, {4, 4}, kOutIn},  // nn.Linear, for all its name
       {square, "gpt2", true, {4, 4}, kOutIn},
       {embedding, "llama", false, {7, 3}, kInOut},
       {embedding, "llama", true, {3, 7}, kWrong},
