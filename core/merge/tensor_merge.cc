@@ -174,9 +174,13 @@ absl::Status Writer::Stream(WeightMerge merge, int64_t first_row, const WeightMa
 }
 
 absl::Status Writer::Convert() {
+  // Any matrix will do: of its last dimensions as many as a block holds make up a row.
+  const int64_t most = kBlockBytes / FloatBytes(tensor_.source->dtype);
   const Shape& shape = tensor_.shape;
-  WeightMatrix matrix{shape.size() < 2 ? 1 : shape[0], 1};
-  for (size_t i = shape.size() < 2 ? 0 : 1; i < shape.size(); ++i) matrix.cols *= shape[i];
+  WeightMatrix matrix{1, 1};
+  for (size_t i = shape.size(); i-- > 0;) {
+    (matrix.rows == 1 && shape[i] <= most / matrix.cols ? matrix.cols : matrix.rows) *= shape[i];
+  }
   MergeOptions options;
   options.allow_non_finite = writing_.allow_non_finite;
   ASSIGN_OR_RETURN(WeightMerge merge,
