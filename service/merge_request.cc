@@ -43,14 +43,13 @@ absl::Status MergeRequest::MergeBias() {
     KeepBias();
     return absl::OkStatus();
   }
-  std::vector<float> sums(size, 0.0f);
   const DType dtype = plan_.bias ? plan_.bias->dtype() : plan_.weight.dtype();
-  if (plan_.bias) ConvertToF32(dtype, plan_.bias->data(), sums.data(), size);
-  adapterd::MergeBias(parts_, sums);
   TensorWriter writer(*response().message.mutable_bias(), dtype, {size},
                       plan_.bias ? plan_.bias->readable() : plan_.weight.readable(),
                       plane().buffers);
-  ConvertFromF32(sums.data(), dtype, writer.data(), size);
+  const auto bytes = static_cast<size_t>(size * FloatBytes(dtype));
+  RETURN_IF_ERROR(adapterd::MergeBias(parts_, dtype, plan_.bias ? plan_.bias->data() : nullptr,
+                                      plan_.allow_non_finite, {writer.data(), bytes}));
   writer.Finish(response().payloads);
   return absl::OkStatus();
 }

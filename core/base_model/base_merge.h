@@ -43,7 +43,8 @@ struct BaseUnmergeRequest {
 // REQUIRES: one change of a base at a time. Threads: the calling one, and idle workers.
 
 // Errors change nothing. INVALID_FIELD: a pattern, an adapter that is named twice, DoRA or a
-// replacement beside another adapter, or weighted. MODULE_NOT_TARGETED: a pattern or an adapter
+// replacement beside another adapter, or weighted, adapters that take a weight for the transposes
+// of each other. MODULE_NOT_TARGETED: a pattern or an adapter
 // without a module, or a module of an adapter that the base does not hold and no pattern leaves
 // out. ALREADY_MERGED, unless it is to be skipped. MERGED_REVISION: another revision or weight of
 // an adapter is merged elsewhere in the model. SHAPE_MISMATCH, NON_FINITE_RESULT,

@@ -21,7 +21,7 @@ class Overlay {
  public:
   Overlay(const HostedModule& module, const std::vector<MergedAdapter>& adapters,
           const MergeTools& tools, const Cancellation& cancellation)
-      : module_(module), tools_(tools), cancellation_(cancellation) {
+      : module_(module), adapters_(adapters), tools_(tools), cancellation_(cancellation) {
     for (const MergedAdapter& adapter : adapters) {
       MergePart part;
       part.name = adapter.name;
@@ -36,6 +36,7 @@ class Overlay {
 
   absl::Status Check() const {
     RETURN_IF_ERROR(CheckAlone(parts_));
+    RETURN_IF_ERROR(CheckLayouts());
     if (!ChangesBias() || module_.bias.bytes().empty()) return absl::OkStatus();
     const Shape expected = {parts_[0].out_features()};
     if (module_.bias.shape() == expected) return absl::OkStatus();
@@ -67,17 +68,13 @@ class Overlay {
     return Tensor(module_.merged_dtype(), module_.shape, std::move(buffer));
   }
 
-  Tensor Bias() const {
+  absl::StatusOr<Tensor> Bias() const {
     if (!ChangesBias()) return Tensor();
-    const int64_t size = parts_[0].out_features();
-    std::vector<float> sums(static_cast<size_t>(size), 0.0f);
-    if (!module_.bias.bytes().empty()) {
-      ConvertToF32(bias_dtype(), module_.bias.bytes().data(), sums.data(), size);
-    }
-    MergeBias(parts_, sums);
+    const auto stored = module_.bias.bytes();
     AlignedBuffer buffer(static_cast<size_t>(bias_bytes()));
-    ConvertFromF32(sums.data(), bias_dtype(), buffer.data(), size);
-    return Tensor(bias_dtype(), {size}, std::move(buffer));
+    RETURN_IF_ERROR(MergeBias(parts_, bias_dtype(), stored.empty() ? nullptr : stored.data(),
+                              /*allow_non_finite=*/false, buffer.span()));
+    return Tensor(bias_dtype(), {parts_[0].out_features()}, std::move(buffer));
   }
 
  private:
@@ -94,6 +91,20 @@ class Overlay {
       const ModuleInfo* replaced = part.ReplacedInfo();
       return part.info().pairs() > 0 || (replaced != nullptr && !replaced->weight_shape.empty());
     });
+  }
+
+  // A square weight fits both ways, and adapters may differ in which it is.
+  absl::Status CheckLayouts() const {
+    for (const MergedAdapter& other : adapters_) {
+      if (other.layout == adapters_.front().layout) continue;
+      return Error(Reason::kInvalidField,
+                   fmt::format("adapters \"{}\" and \"{}\" take the weight of module {} for the "
+                               "transposes of each other",
+                               adapters_.front().name, other.name, module_.path))
+          .With("field", "adapters")
+          .With("adapter", other.name);
+    }
+    return absl::OkStatus();
   }
 
   // `merged` are the rows of the module from `first` on.
@@ -138,6 +149,7 @@ class Overlay {
   }
 
   const HostedModule& module_;
+  const std::vector<MergedAdapter>& adapters_;
   const MergeTools& tools_;
   const Cancellation& cancellation_;
   std::vector<MergePart> parts_;
@@ -156,9 +168,10 @@ absl::StatusOr<std::shared_ptr<const MergedOverlay>> MakeOverlay(
       tools.budget.Reserve(overlay.weight_bytes() + overlay.bias_bytes(), MemoryKind::kBaseModels));
   absl::StatusOr<Tensor> weight = overlay.Weight(sums);
   if (!weight.ok()) return Annotate(weight.status(), "module", module.path);
-  Tensor bias = overlay.Bias();
+  absl::StatusOr<Tensor> bias = overlay.Bias();
+  if (!bias.ok()) return Annotate(bias.status(), "module", module.path);
   return std::make_shared<const MergedOverlay>(std::move(adapters), *std::move(weight),
-                                               std::move(bias), std::move(reservation));
+                                               *std::move(bias), std::move(reservation));
 }
 
 }  // namespace adapterd

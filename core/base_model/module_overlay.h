@@ -30,7 +30,8 @@ struct MergeTools {
 // value and the result BF16. Memory is reserved before it is taken, and may evict adapters. `sums`
 // are those of the weight. On the calling thread and idle workers.
 //
-// INVALID_FIELD: DoRA or a replacement beside another adapter, or weighted. SHAPE_MISMATCH.
+// INVALID_FIELD: DoRA or a replacement beside another adapter, or weighted; adapters that take the
+// weight for the transposes of each other. SHAPE_MISMATCH.
 // NON_FINITE_RESULT. MEMORY_BUDGET_EXCEEDED. CANCELLED.
 absl::StatusOr<std::shared_ptr<const MergedOverlay>> MakeOverlay(
     const HostedModule& module, std::vector<MergedAdapter> adapters, const MergeTools& tools,

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cmath>
+
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "core/tensor/convert.h"
@@ -132,19 +134,33 @@ absl::StatusOr<MergeInput> ReadMergeInput(const std::vector<MergePart>& parts, c
   return input;
 }
 
-void MergeBias(const std::vector<MergePart>& parts, std::vector<float>& bias) {
-  const auto size = static_cast<int64_t>(bias.size());
+absl::Status MergeBias(const std::vector<MergePart>& parts, DType dtype, const std::byte* stored,
+                       bool allow_non_finite, std::span<std::byte> merged) {
+  const auto size = static_cast<int64_t>(merged.size()) / FloatBytes(dtype);
+  std::vector<float> before(size, 0.0f);
+  if (stored != nullptr) ConvertToF32(dtype, stored, before.data(), size);
+  std::vector<float> sums = before;
   for (const MergePart& part : parts) {
     const ModuleExtras& extras = part.extras();
     if (part.info().replaces_bias) {
-      ConvertToF32(extras.bias.dtype(), extras.bias.bytes().data(), bias.data(), size);
+      ConvertToF32(extras.bias.dtype(), extras.bias.bytes().data(), sums.data(), size);
     }
     if (!part.info().has_lora_bias) continue;
     const double factor = part.weight * part.info().scale;
     for (int64_t i = 0; i < size; ++i) {
-      bias[i] += static_cast<float>(factor * extras.lora_bias_f32[i]);
+      sums[i] += static_cast<float>(factor * extras.lora_bias_f32[i]);
     }
   }
+  ConvertFromF32(sums.data(), dtype, merged.data(), size);
+  ConvertToF32(dtype, merged.data(), sums.data(), size);
+  int64_t lost = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    lost += std::isfinite(before[i]) && !std::isfinite(sums[i]) ? 1 : 0;
+  }
+  if (lost == 0 || allow_non_finite) return absl::OkStatus();
+  return Error(Reason::kNonFiniteResult,
+               fmt::format("the merge would make {} of {} elements of the bias infinite or NaN",
+                           lost, size));
 }
 
 absl::Status ShapeError(const std::string& field, const std::string& expected,

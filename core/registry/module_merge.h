@@ -2,9 +2,11 @@
 #ifndef ADAPTERD_CORE_REGISTRY_MODULE_MERGE_H_
 #define ADAPTERD_CORE_REGISTRY_MODULE_MERGE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -66,9 +68,11 @@ absl::StatusOr<WeightMatrix> MatrixOf(const MergePart& part, const Shape& shape,
 absl::StatusOr<MergeInput> ReadMergeInput(const std::vector<MergePart>& parts, const Shape& shape,
                                           const WeightMatrix& matrix);
 
-// What the parts make of a bias, in place and in F32: [out_features], zeros where the layer has
-// none.
-void MergeBias(const std::vector<MergePart>& parts, std::vector<float>& bias);
+// What the parts make of a bias of `dtype`: summed in F32, rounded once. `stored`, of as many
+// elements as `merged`, may be null: the layer has none, which adds like zeros. NON_FINITE_RESULT
+// when a finite element becomes infinite or NaN, unless allowed.
+absl::Status MergeBias(const std::vector<MergePart>& parts, DType dtype, const std::byte* stored,
+                       bool allow_non_finite, std::span<std::byte> merged);
 
 // `field` has another shape than it should.
 absl::Status ShapeError(const std::string& field, const std::string& expected, const Shape& actual);

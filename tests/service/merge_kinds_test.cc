@@ -206,6 +206,17 @@ TEST_F(MergeKindsTest, TheAdaptersOwnBiasIsAddedScaledAndWeighted) {
   });
 }
 
+TEST_F(MergeKindsTest, ABiasBeyondItsTypeIsRefusedUnlessAllowed) {
+  v1::MergeRequest request = OfQ("own");
+  request.mutable_adapters(0)->set_weight(1e8f);  // more than F16 holds, in the F32 of the weight
+  *request.mutable_bias() = DataTensor(DType::kF16, {kOutputs}, std::vector<float>(kOutputs, 1.0f));
+  EXPECT_THAT(server_.Merge(request).status, IsRpcError(Reason::kNonFiniteResult));
+  request.set_allow_non_finite(true);
+  const auto reply = server_.Merge(request);
+  ASSERT_THAT(reply.status, IsRpcOk());
+  EXPECT_TRUE(std::isinf(FloatsOf(reply->bias())[0]));
+}
+
 TEST_F(MergeKindsTest, WhatNobodyTargetsMayHaveAnyShape) {
   v1::MergeRequest request = RequestOf("norm", {7}, "kinds", DType::kF16);
   request.set_skip_untargeted(true);

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,7 +21,7 @@
 
 namespace adapterd {
 
-// Modules q, k (with a bias), v and up, all [kOut, kIn] and BF16.
+// Modules q, k (with a bias), v and up, all [kOut, kIn], and square [kIn, kIn]; BF16.
 class BaseMergeFixture : public ::testing::Test {
  protected:
   static constexpr int64_t kIn = 24;
@@ -43,15 +44,16 @@ class BaseMergeFixture : public ::testing::Test {
   std::shared_ptr<HostedBase> MakeBase(int64_t nf4_block) {
     std::vector<HostedModule> modules;
     int64_t bytes = 0;
-    for (const char* target : {"k", "q", "up", "v"}) {
+    for (const char* target : {"k", "q", "square", "up", "v"}) {
+      const int64_t out = std::string_view(target) == "square" ? kIn : kOut;
       HostedModule module;
       module.path = PathOf(target);
       module.tensor = module.path + ".weight";
       module.dtype = kDType;
-      module.shape = {kOut, kIn};
-      module.rows = kOut;
+      module.shape = {out, kIn};
+      module.rows = out;
       module.cols = kIn;
-      Tensor weight = TensorOf(kDType, module.shape, random_.Floats(kDType, kOut * kIn));
+      Tensor weight = TensorOf(kDType, module.shape, random_.Floats(kDType, out * kIn));
       if (nf4_block > 0) {
         module.nf4 = std::make_shared<const Nf4Matrix>(AsMatrix(weight), nf4_block);
       } else {
@@ -60,7 +62,7 @@ class BaseMergeFixture : public ::testing::Test {
       if (module.path == PathOf("k")) {
         module.bias = TensorOf(kDType, {kOut}, random_.Floats(kDType, kOut));
       }
-      module.memory_bytes = kOut * kIn * FloatBytes(kDType);
+      module.memory_bytes = out * kIn * FloatBytes(kDType);
       bytes += module.memory_bytes;
       modules.push_back(std::move(module));
     }
@@ -73,7 +75,9 @@ class BaseMergeFixture : public ::testing::Test {
     uint32_t seed = 1;
     std::string revision = "revision";
     bool lora_bias = false;
+    std::optional<float> bias_value;  // of all its elements; else random
     bool dora = false;
+    bool fan_in_fan_out = false;
     int64_t out_features = kOut;
   };
 
@@ -82,6 +86,7 @@ class BaseMergeFixture : public ::testing::Test {
                                                    const Options& options) {
     TestRandom random(options.seed);
     auto manifest = std::make_shared<AdapterManifest>();
+    manifest->peft.fan_in_fan_out = options.fan_in_fan_out;
     std::vector<std::string> paths;
     std::vector<ModuleTensors> tensors;
     for (const std::string& target : targets) {
@@ -101,6 +106,11 @@ class BaseMergeFixture : public ::testing::Test {
       own.lora_a = floats({kRank, kIn});
       own.lora_b = floats({options.out_features, kRank});
       if (options.lora_bias) own.lora_bias = floats({options.out_features});
+      if (options.bias_value) {
+        own.lora_bias = TensorOf(
+            DType::kF32, {options.out_features},
+            std::vector<float>(static_cast<size_t>(options.out_features), *options.bias_value));
+      }
       if (options.dora) own.magnitude = floats({options.out_features});
       paths.push_back(module.path);
       manifest->modules.push_back(std::move(module));

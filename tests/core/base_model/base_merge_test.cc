@@ -118,6 +118,35 @@ TEST_F(BaseMergeTest, BiasesOfAdaptersAreMergedToo) {
   EXPECT_EQ(Snapshot("k").bias(), &before);
 }
 
+TEST_F(BaseMergeTest, ABiasBeyondItsTypeIsRefused) {
+  Options options;
+  options.lora_bias = true;
+  options.bias_value = 3.4e38f;            // finite in F32, infinite in BF16
+  for (const char* target : {"k", "q"}) {  // one with a bias of its own, one without
+    const Adapter adapter = {"a", 2, MakeAdapter({target}, options)};
+    EXPECT_THAT(Merge({adapter}).status(), HasReason(Reason::kNonFiniteResult)) << target;
+    EXPECT_EQ(Snapshot(target).merged, nullptr);
+  }
+}
+
+TEST_F(BaseMergeTest, AdaptersThatTakeAWeightForEachOthersTransposesAreRefused) {
+  Options options;
+  options.out_features = kIn;
+  const Adapter out_in = {"a", 1, MakeAdapter({"square"}, options)};
+  options.fan_in_fan_out = true;
+  const Adapter in_out = {"b", 1, MakeAdapter({"square"}, options)};
+  EXPECT_THAT(Merge({out_in, in_out}).status(), HasReason(Reason::kInvalidField));
+  EXPECT_EQ(Snapshot("square").merged, nullptr);
+  for (const auto& [first, second] : {std::pair(out_in, in_out), {in_out, out_in}}) {
+    ASSERT_THAT(Merge({first}).status(), IsOk());
+    const absl::Status status = Merge({second}).status();
+    EXPECT_THAT(status, HasReason(Reason::kInvalidField));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("transposes"));
+    ASSERT_EQ(Snapshot("square").merged->adapters().size(), 1U);
+    ASSERT_THAT(Unmerge({}), IsOk());
+  }
+}
+
 TEST_F(BaseMergeTest, AQuantisedWeightGetsAnOverlayInBf16) {
   base_ = MakeBase(/*nf4_block=*/7);
   const Adapter adapter = {"a", 1, MakeAdapter({"q"}, {})};
