@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -20,23 +21,32 @@ class Loop final : public ThreadPool::SharedWork {
     const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
     if (index >= count_) return false;
     absl::Status status = cancellation_.Check();
-    if (status.ok()) status = body_(index);
+    try {
+      if (status.ok()) status = body_(index);
+    } catch (...) {
+      // Out of here it would end the process, or leave a caller whose loop others still work on.
+      Stop(absl::OkStatus(), std::current_exception());
+      return false;
+    }
     if (status.ok()) return true;
-    Stop(std::move(status));
+    Stop(std::move(status), nullptr);
     return false;
   }
 
   // Once nobody helps any more.
   absl::Status TakeStatus() ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
+    if (exception_ != nullptr) std::rethrow_exception(exception_);
     return std::move(status_);
   }
 
  private:
-  void Stop(absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_) {
+  void Stop(absl::Status status, std::exception_ptr exception) ABSL_LOCKS_EXCLUDED(mutex_) {
     next_.store(count_, std::memory_order_relaxed);
     absl::MutexLock lock(&mutex_);
-    if (status_.ok()) status_ = std::move(status);
+    if (!status_.ok() || exception_ != nullptr) return;
+    status_ = std::move(status);
+    exception_ = std::move(exception);
   }
 
   const int64_t count_;
@@ -46,6 +56,7 @@ class Loop final : public ThreadPool::SharedWork {
 
   absl::Mutex mutex_;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  std::exception_ptr exception_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace

@@ -14,7 +14,7 @@ namespace adapterd {
 // Runs body(0) ... body(count - 1), each once, in no order, on at most pool.threads() threads of
 // which the caller is one. Returns when no call is running any more. After the first call that
 // fails, and once `cancellation` is set, no further call begins; the answer is that first error, or
-// CANCELLED.
+// CANCELLED. What a call throws, on whatever thread, is such an error: it is thrown to the caller.
 //
 // Threads: may be called from any thread, also from a job of `pool` and from all of its threads at
 // once: the caller can do all of the work itself, and a helper that starts late finds nothing to

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <latch>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -27,6 +28,30 @@ TEST(ParallelForTest, RunsEveryIndexOnce) {
       for (const auto& run : runs) EXPECT_EQ(run, 1);
     }
   }
+}
+
+TEST(ParallelForTest, WhatACallThrowsReachesTheCallerWhenNoneRunsAnyMore) {
+  ThreadPool pool("pool", 3);
+  const std::thread::id caller = std::this_thread::get_id();
+  for (const bool from_caller : {true, false}) {
+    for (int round = 0; round < 100; ++round) {
+      std::atomic<int> running = 0;
+      std::atomic<bool> thrown = false;
+      const auto body = [&](int64_t) -> absl::Status {
+        ++running;
+        const bool throws = (std::this_thread::get_id() == caller) == from_caller;
+        if (throws) thrown = true;
+        while (!thrown) std::this_thread::yield();  // until one of the others has come here
+        --running;
+        if (throws) throw std::bad_alloc();
+        return absl::OkStatus();
+      };
+      EXPECT_THROW(ParallelFor(pool, 1000, Cancellation(), body).IgnoreError(), std::bad_alloc);
+      EXPECT_EQ(running, 0);
+    }
+  }
+  EXPECT_THAT(ParallelFor(pool, 10, Cancellation(), [](int64_t) { return absl::OkStatus(); }),
+              IsOk());
 }
 
 TEST(ParallelForTest, UsesNoMoreThreadsThanThePoolHas) {
