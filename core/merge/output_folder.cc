@@ -150,13 +150,13 @@ absl::Status OutputFolder::MakeUnfinished() {
     }
     name_ = name;
     unfinished_ = std::move(folder);
-    inner_ = ScopedFd(fcntl(unfinished_.get(), F_DUPFD_CLOEXEC, 0));
     for (size_t i = 1; i < missing_.size(); ++i) {
-      const int inside = disk_->MakeFolder(inner_.get(), missing_[i]);
+      const int parent = target();
+      const int inside = disk_->MakeFolder(parent, missing_[i]);
       if (inside < 0) return DiskError(-inside, "cannot make a folder below the output root");
-      const int next = disk_->OpenFolder(inner_.get(), missing_[i]);
+      const int next = disk_->OpenFolder(parent, missing_[i]);
       if (next < 0) return DiskError(-next, "cannot open a folder below the output root");
-      inner_ = ScopedFd(next);
+      inner_.emplace_back(next);
     }
     return absl::OkStatus();
   }
@@ -168,7 +168,7 @@ OutputFolder::~OutputFolder() {
 }
 
 absl::StatusOr<ScopedFd> OutputFolder::Create(const std::string& name, int64_t bytes) {
-  const int file = disk_->CreateFile(inner_.get(), name);
+  const int file = disk_->CreateFile(target(), name);
   if (file < 0) return WriteError(file, name);
   ScopedFd owned(file);
   if (const int error = disk_->Allocate(file, bytes); error < 0) return WriteError(error, name);
@@ -218,7 +218,7 @@ std::vector<std::string> OutputFolder::files() const {
 }
 
 absl::Status OutputFolder::Commit() {
-  RETURN_IF_ERROR(Sync(inner_, output_));
+  for (const ScopedFd& folder : inner_) RETURN_IF_ERROR(Sync(folder, output_));
   RETURN_IF_ERROR(Sync(unfinished_, output_));
   // Each further round: somebody else made a folder above the output meanwhile.
   std::string from = name_;

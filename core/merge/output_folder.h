@@ -65,6 +65,8 @@ class OutputFolder {
   absl::Status FindPlace();
   absl::Status CheckPlace(const struct stat& source) const;
   absl::Status MakeUnfinished();
+  // Where files go.
+  int target() const { return inner_.empty() ? unfinished_.get() : inner_.back().get(); }
   absl::Status WriteAll(const ScopedFd& file, std::string_view name, int64_t offset,
                         std::span<const std::byte> bytes);
 
@@ -75,7 +77,7 @@ class OutputFolder {
   std::vector<std::string> missing_;  // components below it
   std::string name_;                  // of the unfinished folder; empty: none, or moved
   ScopedFd unfinished_;               // locked
-  ScopedFd inner_;                    // where files go: below it the missing folders but the first
+  std::vector<ScopedFd> inner_;       // the missing folders but the first, each in the one before
   std::vector<std::string> files_;
 };
 

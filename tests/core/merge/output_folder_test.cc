@@ -5,12 +5,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <set>
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
@@ -37,6 +39,10 @@ class FaultyDisk final : public Disk {
     error_ = error;
   }
   int calls() const { return calls_; }
+  bool HasSynced(const fs::path& path) const {
+    struct stat state;
+    return stat(path.c_str(), &state) == 0 && synced_.contains(state.st_ino);
+  }
 
   int MakeFolder(int parent, const std::string& name) override {
     return Fails() ? -error_ : Disk::MakeFolder(parent, name);
@@ -57,7 +63,11 @@ class FaultyDisk final : public Disk {
     const int64_t written = Disk::WriteAt(file, offset, bytes.first(count));
     return fails ? -error_ : written;
   }
-  int Sync(int file_or_folder) override { return Fails() ? -error_ : Disk::Sync(file_or_folder); }
+  int Sync(int file_or_folder) override {
+    struct stat state;
+    if (fstat(file_or_folder, &state) == 0) synced_.insert(state.st_ino);
+    return Fails() ? -error_ : Disk::Sync(file_or_folder);
+  }
   int RenameNew(int from_folder, const std::string& from, int to_folder,
                 const std::string& to) override {
     return Fails() ? -error_ : Disk::RenameNew(from_folder, from, to_folder, to);
@@ -69,6 +79,7 @@ class FaultyDisk final : public Disk {
   int calls_ = 0;
   int failing_ = -1;
   int error_ = 0;
+  std::set<ino_t> synced_;
 };
 
 class OutputFolderTest : public ::testing::Test {
@@ -109,6 +120,15 @@ TEST_F(OutputFolderTest, AppearsWithTheFoldersAboveItWhenItIsCommitted) {
   ASSERT_THAT(folder->Commit(), IsOk());
   EXPECT_THAT(Entries(), UnorderedElementsAre("source", "x"));
   EXPECT_EQ(ContentOf("x/y/z/file"), "bytes");
+}
+
+TEST_F(OutputFolderTest, EveryFolderThatItBringsIsSynced) {
+  ASSERT_OK_AND_ASSIGN(const auto folder, Begin("x/y/z/out"));
+  ASSERT_THAT(folder->WriteFile("file", "bytes"), IsOk());
+  ASSERT_THAT(folder->Commit(), IsOk());
+  for (const char* path : {".", "x", "x/y", "x/y/z", "x/y/z/out", "x/y/z/out/file"}) {
+    EXPECT_TRUE(disk_->HasSynced(dir_ / path)) << path;
+  }
 }
 
 TEST_F(OutputFolderTest, IsGoneWithoutACommit) {

@@ -71,8 +71,8 @@ class TensorMergeTest : public ::testing::Test {
 
 TEST_F(TensorMergeTest, ConversionHoldsABlockWhateverTheShape) {
   constexpr int64_t kMost = int64_t{4} << 20;  // a block of BF16 in F32
-  // Fused experts, whose first index has 16 MB; one row; a column; a kernel.
-  const Shape shapes[] = {{2, 1024, 8192}, {16'000'001}, {3'000'001, 1}, {700, 300, 3, 3}, {5, 7}};
+  // Fused experts, each of 4 MB; a vector of that size; kernels; one row.
+  const Shape shapes[] = {{2, 1024, 2048}, {2'000'001}, {70, 30, 3, 3}, {5, 7}};
   for (const Shape& shape : shapes) {
     SCOPED_TRACE(ShapeString(shape));
     disk_.largest = 0;
