@@ -14,15 +14,6 @@
 namespace adapterd {
 namespace {
 
-BindOptions OptionsOf(const AdapterManifest& manifest) {
-  BindOptions options;
-  options.fan_in_fan_out = manifest.peft.fan_in_fan_out;
-  for (const auto& [start, end] : manifest.peft.layer_replication) {
-    options.layer_replication.push_back({start, end});
-  }
-  return options;
-}
-
 bool IsAboutShape(const Problem& problem) {
   return problem.severity == Severity::kError && problem.reason == Reason::kBaseModelMismatch &&
          !problem.tensor.empty();
@@ -44,11 +35,20 @@ absl::Status FirstError(const ProblemList& problems) {
 
 absl::StatusOr<AdapterTargets> FindTargets(const std::string& name, const AdapterManifest& manifest,
                                            const std::shared_ptr<const HostedBase>& base) {
+  // Its layers share weights of the base, of which it means one copy.
+  if (!manifest.peft.layer_replication.empty()) {
+    return Error(Reason::kUnsupportedAdapter,
+                 fmt::format("adapter \"{}\" counts the layers of a stack that it replicates "
+                             "(layer_replication), which a base model in memory does not have",
+                             name))
+        .With("adapter", name);
+  }
   const HostedTensors tensors(name, base);
   ProblemList problems;
+  const BindOptions options{.fan_in_fan_out = manifest.peft.fan_in_fan_out,
+                            .layer_replication = {}};
   const std::vector<ModuleInfo>& modules = manifest.modules;
-  const std::vector<BaseBinding> bindings =
-      BindToBase(modules, tensors, OptionsOf(manifest), problems);
+  const std::vector<BaseBinding> bindings = BindToBase(modules, tensors, options, problems);
   AdapterTargets targets;
   // An adapter of which nothing is found is told module by module.
   const bool any = std::ranges::any_of(problems.items(), IsAboutShape) ||

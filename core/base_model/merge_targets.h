@@ -25,8 +25,9 @@ struct AdapterTargets {
 
 // `name` is the adapter's, for errors. Reads no weight. Pure; costs some binary searches a module.
 //
-// SHAPE_MISMATCH: a weight or bias of another shape. BASE_MODEL_MISMATCH, UNSUPPORTED_ADAPTER: as
-// BindToBase. INVALID_FIELD: more than one module of the base may be meant.
+// SHAPE_MISMATCH: a weight or bias of another shape. UNSUPPORTED_ADAPTER: layer_replication; one
+// weight that is meant twice; as BindToBase. BASE_MODEL_MISMATCH: as BindToBase. INVALID_FIELD:
+// more than one module of the base may be meant.
 absl::StatusOr<AdapterTargets> FindTargets(const std::string& name, const AdapterManifest& manifest,
                                            const std::shared_ptr<const HostedBase>& base);
 

@@ -78,6 +78,7 @@ class BaseMergeFixture : public ::testing::Test {
     std::optional<float> bias_value;  // of all its elements; else random
     bool dora = false;
     bool fan_in_fan_out = false;
+    bool replicates_layers = false;
     int64_t out_features = kOut;
   };
 
@@ -87,6 +88,7 @@ class BaseMergeFixture : public ::testing::Test {
     TestRandom random(options.seed);
     auto manifest = std::make_shared<AdapterManifest>();
     manifest->peft.fan_in_fan_out = options.fan_in_fan_out;
+    if (options.replicates_layers) manifest->peft.layer_replication = {{0, 1}, {0, 1}};
     std::vector<std::string> paths;
     std::vector<ModuleTensors> tensors;
     for (const std::string& target : targets) {

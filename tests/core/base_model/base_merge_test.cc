@@ -180,6 +180,9 @@ TEST_F(BaseMergeTest, ErrorsChangeNothing) {
   const Adapter with_dora = {"d", 1, MakeAdapter({"q"}, dora)};
   const Adapter too_wide = {"w", 1, MakeAdapter({"q"}, wide)};
   const Adapter elsewhere = {"e", 1, MakeAdapter({"q", "nowhere"}, {})};
+  Options replicated;
+  replicated.replicates_layers = true;  // for one of two layers that share this weight
+  const Adapter copy = {"r", 1, MakeAdapter({"q"}, replicated)};
   Adapter heavier = adapters_["b"];
   heavier.weight = 3;
   ASSERT_THAT(Merge({adapters_["b"]}).status(), IsOk());
@@ -202,6 +205,7 @@ TEST_F(BaseMergeTest, ErrorsChangeNothing) {
   expect(Merge({adapters_["c"]}, {PathOf("up")}).status(), Reason::kModuleNotTargeted, "\"c\"");
   expect(Merge({elsewhere}).status(), Reason::kModuleNotTargeted, "nowhere");
   expect(Merge({too_wide}).status(), Reason::kShapeMismatch, "[10, 24]");
+  expect(Merge({copy}).status(), Reason::kUnsupportedAdapter, "layer_replication");
   expect(Merge({with_dora}).status(), Reason::kInvalidField, "DoRA");  // b is there
   expect(Unmerge({{"a", ""}}), Reason::kNotMerged, "\"a\"");
   expect(Unmerge({{"b", "other"}}), Reason::kNotMerged, "at revision other");
