@@ -37,7 +37,7 @@ bool Set(ConfigJson& config, const char* key, const ConfigJson& value) {
 
 }  // namespace
 
-std::vector<std::string> CarriedFiles(const SourceFolder& folder) {
+absl::StatusOr<std::vector<std::string>> CarriedFiles(const SourceFolder& folder) {
   std::vector<std::string> names;
   for (const std::string& name : folder.entries()) {
     const bool is_weights =
@@ -45,7 +45,14 @@ std::vector<std::string> CarriedFiles(const SourceFolder& folder) {
     if (is_weights || name.front() == '.' || name == kCertificateName) continue;
     names.push_back(name);
   }
-  return names;
+  if (names.size() <= kMaxCarriedFiles) return names;
+  return Error(Reason::kInvalidField,
+               fmt::format("source: the folder holds {} files beside its weights, more than the {} "
+                           "that go along with a checkpoint",
+                           names.size(), kMaxCarriedFiles))
+      .With("field", "source")
+      .With("expected", fmt::format("at most {} files", kMaxCarriedFiles))
+      .With("actual", fmt::format("{} files", names.size()));
 }
 
 absl::Status CheckNotQuantised(std::string_view config) {

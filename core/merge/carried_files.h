@@ -14,10 +14,14 @@
 
 namespace adapterd {
 
+// More than any checkpoint has beside its weights; each is open until the merge ends.
+inline constexpr size_t kMaxCarriedFiles = 1000;
+
 // Names of the files in `folder` that a merged checkpoint keeps: config, tokenizer, generation
 // defaults, code, licence, whatever is no weights in any format, no index of them, not hidden and
-// not the certificate of an earlier merge. Folders are left behind.
-std::vector<std::string> CarriedFiles(const SourceFolder& folder);
+// not the certificate of an earlier merge. Folders are left behind. INVALID_FIELD, about `source`:
+// more than kMaxCarriedFiles.
+absl::StatusOr<std::vector<std::string>> CarriedFiles(const SourceFolder& folder);
 
 // UNSUPPORTED_DTYPE when config.json says that the weights are quantised, by the name of the
 // method.

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "core/base/error.h"
 #include "core/base/status_macros.h"
 #include "core/formats/safetensors.h"
 
@@ -58,6 +59,17 @@ absl::StatusOr<Groups> BySize(const CheckpointPlan& plan, const std::vector<size
     groups.back().push_back(i);
   }
   return groups;
+}
+
+absl::Status CheckCount(const Groups& groups) {
+  if (groups.size() <= kMaxCheckpointShards) return absl::OkStatus();
+  return Error(Reason::kInvalidField,
+               fmt::format("max_shard_bytes: the output would have {} files, more than the {} that "
+                           "a checkpoint may have",
+                           groups.size(), kMaxCheckpointShards))
+      .With("field", "max_shard_bytes")
+      .With("expected", fmt::format("at most {} files", kMaxCheckpointShards))
+      .With("actual", fmt::format("{} files", groups.size()));
 }
 
 std::string BaseName(std::string_view path) {
@@ -124,6 +136,7 @@ absl::StatusOr<CheckpointLayout> LayOutCheckpoint(const CheckpointPlan& plan,
   Groups groups = BySource(plan, order);
   if (!by_source) {
     ASSIGN_OR_RETURN(groups, BySize(plan, order, max_shard_bytes));
+    RETURN_IF_ERROR(CheckCount(groups));
   }
   std::vector<std::string> names = FileNames(plan, source, groups, by_source);
   CheckpointLayout layout;

@@ -32,7 +32,8 @@ struct CheckpointLayout {
 
 // The shards of the source under their names, or, with `max_shard_bytes`, files that are filled in
 // the source's order and numbered. Each keeps the metadata of the file that its first tensor is
-// from.
+// from. INVALID_FIELD, about `max_shard_bytes`: more files than a checkpoint may have, each of
+// which is open until the merge ends.
 absl::StatusOr<CheckpointLayout> LayOutCheckpoint(const CheckpointPlan& plan,
                                                   const Checkpoint& source,
                                                   int64_t max_shard_bytes);

@@ -125,7 +125,8 @@ absl::Status CheckpointMerge::Plan() {
 }
 
 absl::Status CheckpointMerge::ReadCarried(const SourceFolder& folder) {
-  for (const std::string& name : CarriedFiles(folder)) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, CarriedFiles(folder));
+  for (const std::string& name : names) {
     absl::StatusOr<InputFile> file = folder.OpenFile(name);
     if (!file.ok() && GetErrorDetails(file.status()).reason == Reason::kSourceNotFound) continue;
     if (!file.ok()) return ForSource(file.status());

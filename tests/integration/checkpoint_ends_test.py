@@ -80,6 +80,21 @@ class CheckpointEndsTest(ServerTest):
         self.refused("NOT_FOUND/ADAPTER_NOT_FOUND", lambda: self.merge(adapters=["nobody"]))
         self.assertEqual(self.entries(), ["a", "base"])
 
+    def test_files_are_not_more_than_may_be_open(self):
+        write_checkpoint(self.root / "base", {**llama_tensors(), **{
+            f"model.layers.9.buffers.{i}": array([1.0]) for i in range(513)}})
+        write_adapter(self.root / "a", modules())
+        self.begin()
+        self.client.load("a", "a")
+        self.refused("INVALID_ARGUMENT/INVALID_FIELD", lambda: self.merge(max_shard_bytes=1),
+                     field="max_shard_bytes", expected="at most 512 files")
+        for i in range(1000):
+            (self.root / "base" / f"note{i}.txt").touch()
+        self.merge_refused("INVALID_ARGUMENT/INVALID_FIELD", field="source",
+                           expected="at most 1000 files")
+        (self.root / "base" / "note0.txt").unlink()
+        self.merge()
+
     def test_paths_stay_below_their_roots(self):
         self.small()
         outside = self.folder()
