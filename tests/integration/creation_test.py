@@ -143,7 +143,9 @@ class FreshTest(CreationTest):
         adapter = self.client.get("made")
         self.assertEqual((adapter.revision, adapter.format), (revision, CREATED))
         self.client.unload("made")
-        until(lambda: not list((self.data / "store/content").iterdir()), "the content to go")
+        until(lambda: not [entry for part in ("content", "incoming")  # through which it goes
+                           for entry in (self.data / "store" / part).iterdir()],
+              "the content to go")
         self.expect_nothing_left()
 
     def test_it_is_evicted_only_where_it_can_be_read_again(self):
