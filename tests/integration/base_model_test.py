@@ -230,6 +230,21 @@ class Lifecycle(BaseModelTest):
         self.client.unmerge_from("base")
         self.assertEqual((self.base_bytes(), self.server.adapter_bytes()), (empty, 0))
 
+    def test_merges_are_in_the_metrics_of_merges(self):
+        self.client.load_base("base", "bases/tiny-llama", modules=["model.layers.0"])
+        self.client.load("qv", "cases/llama-qv")
+        self.refused("NOT_FOUND/MODULE_NOT_TARGETED", self.client.merge_into, "base", "qv")
+        self.assertEqual(self.merge_metrics(), (0, 0))
+        self.client.merge_into("base", "qv", modules=[Q0])
+        one = checkpoint(fixtures("peft/bases") / "tiny-llama")[Q0 + ".weight"].raw.nbytes
+        self.assertEqual(self.merge_metrics(), (1, one))
+        self.client.unmerge_from("base")
+        self.assertEqual(self.merge_metrics(), (1, one))
+
+    def merge_metrics(self):
+        return (self.server.metric("adapterd_merge_duration_seconds_count"),
+                self.server.metric("adapterd_merge_bytes_total"))
+
     def test_the_merge_is_what_merge_makes(self):
         self.client.load_base("base", "bases/tiny-llama")
         self.client.load("b", "cases/llama-qv")
