@@ -277,8 +277,8 @@ class Lifecycle(BaseModelTest):
         self.assertGreater(delta.max_abs_delta, 0)
         merged = self.weight(Q0)
         expected = from_proto(self.client.merge(merge_request("qv", Q0, held.proto())).weight)
-        self.assertEqual(merged.dtype, "BF16")
-        np.testing.assert_array_equal(merged.raw, array(expected.values(), "BF16").raw)
+        self.assertEqual(merged.dtype, "F32")  # as before the merge, with the values of BF16
+        np.testing.assert_array_equal(merged.values(), array(expected.values(), "BF16").values())
         self.client.unmerge_from("base", "qv")
         np.testing.assert_array_equal(self.weight(Q0).raw, held.raw)
 
@@ -359,6 +359,13 @@ class Refusals(BaseModelTest):
         self.refused(status, self.client.merge_into, "base", "qv")
         self.refused(status, self.client.unmerge_from, "base", "qv")
         self.refused(status, self.client.base_weight, "base", Q0)
+
+    def test_modules_that_the_base_does_not_have(self):
+        self.client.load_base("base", "bases/tiny-llama", modules=["model.layers.0"])
+        for path in ("nowhere", "model.layers.1.self_attn.q_proj"):
+            failure = self.refused("NOT_FOUND/MODULE_NOT_TARGETED", self.client.base_weight, "base",
+                                   path, module=path)
+            self.assertEqual(failure.message, f"the base model has no module {path}")
 
     def test_a_base_over_the_budget_changes_nothing(self):
         peft = fixtures("peft")
