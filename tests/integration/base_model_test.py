@@ -339,7 +339,8 @@ class Refusals(BaseModelTest):
                                ("", "INVALID_ARGUMENT/INVALID_FIELD"),
                                ("fp8", "INVALID_ARGUMENT/UNSUPPORTED_DTYPE")):
             with self.subTest(source):
-                self.refused(status, client.load_base, "base", source)
+                failure = self.refused(status, client.load_base, "base", source)
+                self.assertEqual(failure.metadata.get("field", "source"), "source", failure)
         self.assertEqual(len(client.load_base("base", "fp8", modules=["b"]).modules), 1)
 
     def test_bad_fields(self):

@@ -361,7 +361,8 @@ class Merges(Refusals):
         weight = array(np.full((6, 8), 65504.0), "F16")
         request = merge_request("good", Q0, weight.proto())
         request.adapters[0].weight = 1e6
-        self.refused("INVALID_ARGUMENT/NON_FINITE_RESULT", self.client.merge, request)
+        self.refused("INVALID_ARGUMENT/NON_FINITE_RESULT", self.client.merge, request,
+                     adapter="good", module=Q0)
         request.allow_non_finite = True
         self.assertGreater(self.client.merge(request).stats.non_finite_elements, 0)
 
