@@ -193,7 +193,7 @@ const WrongRequest kWrongAdapters[] = {
        r.clear_adapter();
        AddSegment(r, 2, std::vector<v1::AdapterRef>(kMaxAdaptersPerSegment + 1, Ref("x")));
      }},
-    {"TooManyRows", Reason::kInvalidField, "",
+    {"TooManyRows", Reason::kInvalidField, "input",
      [](Request& r) {
        *r.mutable_input() = EmptyTensor(DType::kF32, {kMaxRows + 1, 0});
      }},
