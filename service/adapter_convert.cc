@@ -186,10 +186,12 @@ absl::StatusOr<ModuleSelector> SelectorFromProto(const v1::ModuleSelector& selec
 }
 
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::LoadAdapterRequest& request) {
+  RETURN_IF_ERROR(CheckView(request.view()));
   return ReadLoadRequest(request, "");
 }
 
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::ValidateAdapterRequest& request) {
+  RETURN_IF_ERROR(CheckView(request.view()));
   return ReadLoadRequest(request, "");
 }
 
@@ -200,6 +202,11 @@ absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::UploadStart& start) {
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::AdapterSpec& spec,
                                                  const std::string& field) {
   return ReadLoadRequest(spec, field + ".");
+}
+
+absl::Status CheckView(v1::AdapterView view) {
+  if (v1::AdapterView_IsValid(view)) return absl::OkStatus();
+  return FieldError("view", "BASIC or FULL", fmt::format("{}", static_cast<int>(view)));
 }
 
 void TimeToProto(absl::Time time, google::protobuf::Timestamp& out) {

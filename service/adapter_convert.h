@@ -32,7 +32,10 @@ absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::UploadStart& start);
 absl::StatusOr<LoadRequest> LoadRequestFromProto(const v1::AdapterSpec& spec,
                                                  const std::string& field);
 
-// FULL fills `modules` of an adapter that is READY: all, or those at `only` when given.
+// INVALID_FIELD for a value that AdapterView does not have.
+absl::Status CheckView(v1::AdapterView view);
+
+// FULL fills `modules` of an adapter whose manifest is there: all, or those at `only` when given.
 void ToProto(const AdapterSnapshot& snapshot, v1::AdapterView view, v1::Adapter& out,
              const std::vector<size_t>* only = nullptr);
 

@@ -88,7 +88,7 @@ absl::Status CheckExport(const v1::ExportAdapterRequest& request) {
   if (request.format() != v1::ADAPTER_FORMAT_UNSPECIFIED &&
       request.format() != v1::ADAPTER_FORMAT_PEFT) {
     return FieldError("format", "ADAPTER_FORMAT_PEFT or ADAPTER_FORMAT_GGUF",
-                      v1::AdapterFormat_Name(request.format()));
+                      fmt::format("{}", static_cast<int>(request.format())));
   }
   if (request.architecture().empty()) return absl::OkStatus();
   return FieldError("architecture", "nothing but with ADAPTER_FORMAT_GGUF", request.architecture());
@@ -130,10 +130,11 @@ absl::Status WriteExport(const v1::ExportAdapterRequest& request, const AdapterH
   };
   const auto write_data = [&](std::span<const std::byte> bytes) { return WriteData(bytes, write); };
   if (request.format() == v1::ADAPTER_FORMAT_GGUF) {
-    ASSIGN_OR_RETURN(const GgufExport file,
-                     GgufExport::Create(adapter.manifest(), request.architecture()));
-    RETURN_IF_ERROR(WriteFileStart("adapter.gguf", file.file_bytes(), write));
-    return file.Write(lookup, write_data);
+    const absl::StatusOr<GgufExport> file =
+        GgufExport::Create(adapter.manifest(), request.architecture());
+    if (!file.ok()) return Annotate(file.status(), "adapter", request.name());
+    RETURN_IF_ERROR(WriteFileStart("adapter.gguf", file->file_bytes(), write));
+    return file->Write(lookup, write_data);
   }
   ASSIGN_OR_RETURN(const PeftExport files, PeftExport::Create(adapter.manifest()));
   RETURN_IF_ERROR(

@@ -65,6 +65,7 @@ absl::StatusOr<ListingPage> ReadListing(const v1::ListAdaptersRequest& request) 
                  fmt::format("page_size: expected 0 or more, found {}", request.page_size()))
         .With("field", "page_size");
   }
+  RETURN_IF_ERROR(CheckView(request.view()));
   ListingPage page;
   ASSIGN_OR_RETURN(page.query.state, StateFromProto(request.state()));
   page.query.name_prefix = request.name_prefix();

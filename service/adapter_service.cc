@@ -21,6 +21,17 @@ void Refuse(RpcCall& call, const absl::Status& status) {
   if (call.Claim()) call.Answer(status);
 }
 
+absl::StatusOr<AdapterSnapshot> FindAdapter(const AdapterRegistry& registry,
+                                            const v1::GetAdapterRequest& request) {
+  RETURN_IF_ERROR(CheckAdapterName(request.name(), "name"));
+  RETURN_IF_ERROR(CheckView(request.view()));
+  return registry.Get(request.name());
+}
+
+bool WantsModules(const v1::GetAdapterRequest& request) {
+  return request.has_module() || request.view() == v1::ADAPTER_VIEW_FULL;
+}
+
 absl::Status FillAdapter(const AdapterSnapshot& snapshot, const v1::GetAdapterRequest& request,
                          v1::Adapter& out) {
   if (!request.has_module()) {
@@ -29,10 +40,9 @@ absl::Status FillAdapter(const AdapterSnapshot& snapshot, const v1::GetAdapterRe
   }
   ASSIGN_OR_RETURN(const ModuleSelector selector, SelectorFromProto(request.module(), "module"));
   if (snapshot.manifest == nullptr) {
-    return Error(Reason::kAdapterFailed,
-                 "the modules of adapter \"" + snapshot.name +
-                     "\" are known only while it is READY, found it in state " +
-                     v1::AdapterState_Name(ToProto(snapshot.state)))
+    return Error(Reason::kAdapterFailed, "the modules of adapter \"" + snapshot.name +
+                                             "\" are not known, found it in state " +
+                                             v1::AdapterState_Name(ToProto(snapshot.state)))
         .With("adapter", snapshot.name);
   }
   const std::vector<size_t> found = snapshot.manifest->index.FindAll(selector);
@@ -46,15 +56,35 @@ absl::Status FillAdapter(const AdapterSnapshot& snapshot, const v1::GetAdapterRe
   return absl::OkStatus();
 }
 
-// A source that cannot be opened is an error of the call, not a problem of an adapter.
-bool MeansNotOpened(Reason reason) {
-  return reason == Reason::kPathOutsideRoot || reason == Reason::kSourceNotFound ||
-         reason == Reason::kSourceUnavailable || reason == Reason::kInvalidField;
+// Of an evicted adapter: its source tells the modules. When that cannot be read, whoever asks for
+// one of them is refused, and whoever asks for the adapter is told why there are none.
+absl::Status FillEvicted(const AdapterRegistry& registry, AdapterSnapshot snapshot,
+                         const v1::GetAdapterRequest& request, const Cancellation& cancellation,
+                         v1::Adapter& out) {
+  auto manifest = registry.ReadManifest(snapshot.name, snapshot.digest.revision, cancellation);
+  RETURN_IF_ERROR(cancellation.Check());
+  if (manifest.ok()) {
+    snapshot.manifest = *std::move(manifest);
+  } else if (request.has_module()) {
+    return manifest.status();
+  } else {
+    snapshot.warnings.push_back("its modules are not known now: " +
+                                std::string(manifest.status().message()));
+  }
+  return FillAdapter(snapshot, request, out);
+}
+
+// A source that cannot be opened is an error of the call, not a problem of an adapter; a base model
+// that cannot be is one that was found.
+bool MeansNotOpened(const Problem& problem) {
+  if (problem.severity != Severity::kError || problem.field == "base_checkpoint") return false;
+  return problem.reason == Reason::kPathOutsideRoot || problem.reason == Reason::kSourceNotFound ||
+         problem.reason == Reason::kSourceUnavailable || problem.reason == Reason::kInvalidField;
 }
 
 absl::Status FillValidation(const ValidationResult& result, v1::ValidateAdapterResponse& out) {
   for (const Problem& problem : result.problems.items()) {
-    if (problem.severity == Severity::kError && MeansNotOpened(problem.reason)) {
+    if (MeansNotOpened(problem)) {
       ProblemList only;  // others may have been found first
       only.Add(problem);
       return only.ToStatus();
@@ -160,10 +190,19 @@ grpc::ServerUnaryReactor* AdapterService::GetAdapter(grpc::CallbackServerContext
   auto call = Start(get_, context, *request);
   if (call->answered()) return call.get();
   plane_.control_pool.Submit([this, call, request, response] {
+    absl::StatusOr<AdapterSnapshot> snapshot = FindAdapter(plane_.registry, *request);
+    if (snapshot.ok() && snapshot->state == AdapterState::kEvicted && WantsModules(*request)) {
+      plane_.io_pool.Submit([this, call, request, response, snapshot = *std::move(snapshot)] {
+        call->Run(*response, [&] {
+          return FillEvicted(plane_.registry, snapshot, *request, call->cancellation(),
+                             *response->mutable_adapter());
+        });
+      });
+      return;
+    }
     call->Run(*response, [&]() -> absl::Status {
-      RETURN_IF_ERROR(CheckAdapterName(request->name(), "name"));
-      ASSIGN_OR_RETURN(const AdapterSnapshot snapshot, plane_.registry.Get(request->name()));
-      return FillAdapter(snapshot, *request, *response->mutable_adapter());
+      RETURN_IF_ERROR(snapshot.status());
+      return FillAdapter(*snapshot, *request, *response->mutable_adapter());
     });
   });
   return call.get();

@@ -10,6 +10,7 @@
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/tensor/convert.h"
 #include "service/adapter_convert.h"
 #include "service/field_error.h"
 #include "service/tensor_convert.h"
@@ -153,12 +154,13 @@ absl::Status WriteBaseWeight(
     const NamedBase& base, const v1::GetBaseWeightRequest& request,
     const std::function<absl::Status(const v1::GetBaseWeightResponse&)>& write) {
   ASSIGN_OR_RETURN(const ModuleSelector selector, SelectorFromProto(request.module(), "module"));
-  ASSIGN_OR_RETURN(const size_t index, base.base->index().Find(selector));
+  ASSIGN_OR_RETURN(const size_t index, base.base->Find(selector));
   const ModuleSnapshot snapshot = base.base->Snapshot(index);
   const HostedModule& module = *snapshot.module;
   ASSIGN_OR_RETURN(const Rows rows, RowsOf(module, selector));
   const std::optional<MatrixView> weight = snapshot.weight();
-  const DType dtype = weight ? weight->dtype : DType::kF32;
+  // Of a quantised module always F32, which holds what is merged into it, in BF16, exactly.
+  const DType dtype = module.nf4 != nullptr ? DType::kF32 : weight->dtype;
   const int64_t row_bytes = module.cols * FloatBytes(dtype);
   const int64_t piece_rows =
       std::max<int64_t>(1, row_bytes == 0 ? rows.count : kWeightPieceBytes / row_bytes);
@@ -172,10 +174,13 @@ absl::Status WriteBaseWeight(
     std::string& data = *response.mutable_data();
     data.resize(static_cast<size_t>(count * row_bytes));
     auto* bytes = reinterpret_cast<std::byte*>(data.data());
-    if (weight) {
+    if (!weight) {
+      module.nf4->DequantizeRows(rows.first + row, {dtype, count, module.cols, bytes});
+    } else if (weight->dtype == dtype) {
       std::copy_n(weight->Rows(rows.first + row, count).data, data.size(), bytes);
     } else {
-      module.nf4->DequantizeRows(rows.first + row, {dtype, count, module.cols, bytes});
+      ConvertToF32(weight->dtype, weight->Rows(rows.first + row, count).data,
+                   reinterpret_cast<float*>(bytes), count * module.cols);
     }
     RETURN_IF_ERROR(write(response));
     response.clear_dtype();

@@ -100,13 +100,15 @@ void BaseModelService::Merge(const std::shared_ptr<RpcCall>& call,
                              const v1::MergeAdapterRequest& request, BaseMergeRequest merge,
                              v1::MergeAdapterResponse& response) {
   const absl::Status status = bases_.Change(
-      request.base_model(), [call, merge = std::move(merge), &response](
+      request.base_model(), [this, call, merge = std::move(merge), &response](
                                 const NamedBase& base, const MergeTools& tools) mutable {
         call->Run(response, [&]() -> absl::Status {
           const BaseMergeRequest mine = std::move(merge);  // its handles go before the answer
-          ASSIGN_OR_RETURN(const MergeStats stats,
+          const absl::Time start = absl::Now();
+          ASSIGN_OR_RETURN(const BaseMergeResult result,
                            MergeIntoBase(base.base, mine, tools, call->cancellation()));
-          FillStats(stats, *response.mutable_stats());
+          plane_.environment.metrics.Merge(absl::Now() - start, result.weight_bytes);
+          FillStats(result.stats, *response.mutable_stats());
           ToProto(base, *response.mutable_base_model());
           return absl::OkStatus();
         });

@@ -33,7 +33,7 @@ std::vector<ModuleSelector> OtherNames(const std::string& path, std::optional<in
 }
 
 absl::StatusOr<size_t> FindInBase(const ModuleSelector& selector, const HostedBase& base) {
-  absl::StatusOr<size_t> found = base.index().Find(selector);
+  absl::StatusOr<size_t> found = base.Find(selector);
   if (selector.path.empty() || !IsNotTargeted(found.status())) return found;
   for (const ModuleSelector& name : OtherNames(selector.path, {})) {
     absl::StatusOr<size_t> other = base.index().Find(name);

@@ -44,7 +44,8 @@ absl::Status ReadInput(const v1::Tensor& message, const TensorPayloads& payloads
     RETURN_IF_ERROR(ReadActivations(message, payloads, plan));
   }
   ASSIGN_OR_RETURN(plan.rows, ElementCount(plan.leading));
-  return CheckCount("input rows", plan.rows, kMaxRows);
+  if (plan.rows <= kMaxRows) return absl::OkStatus();
+  return Invalid("input", fmt::format("expected at most {} rows, found {}", kMaxRows, plan.rows));
 }
 
 absl::Status ReadSegment(const v1::Segment& segment, const std::string& field, bool sole,

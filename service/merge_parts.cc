@@ -1,5 +1,6 @@
 #include "service/merge_parts.h"
 
+#include "core/base/error.h"
 #include "core/base/status_macros.h"
 
 namespace adapterd {
@@ -21,6 +22,12 @@ absl::StatusOr<std::vector<MergePart>> ResolveMerge(const AdapterRefs& refs,
   }
   RETURN_IF_ERROR(CheckAlone(parts));
   return parts;
+}
+
+absl::Status AboutMerge(const absl::Status& status, const AdapterRefs& refs,
+                        const ModuleSelector& selector) {
+  const absl::Status told = Annotate(status, "module", SelectorString(selector));
+  return refs.refs().size() == 1 ? Annotate(told, "adapter", refs.refs()[0].name) : told;
 }
 
 }  // namespace adapterd

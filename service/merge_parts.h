@@ -19,6 +19,10 @@ absl::StatusOr<std::vector<MergePart>> ResolveMerge(const AdapterRefs& refs,
                                                     const std::vector<AdapterHandle>& handles,
                                                     std::vector<bool>& used);
 
+// Of arithmetic that failed: tells the module, and the adapter when there is one alone.
+absl::Status AboutMerge(const absl::Status& status, const AdapterRefs& refs,
+                        const ModuleSelector& selector);
+
 }  // namespace adapterd
 
 #endif  // ADAPTERD_SERVICE_MERGE_PARTS_H_

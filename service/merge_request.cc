@@ -79,12 +79,13 @@ absl::Status MergeRequest::Compute() {
   TensorWriter writer(*response().message.mutable_weight(), dtype, plan_.weight.shape(),
                       plan_.weight.readable(), std::move(memory));
   const absl::Time start = absl::Now();
-  ASSIGN_OR_RETURN(const MergeStats stats,
-                   MergeWeight(plane().kernels, plane().workers, weight, input.terms, input.options,
-                               {dtype, weight.rows, weight.cols, writer.data()}, cancellation()));
+  const absl::StatusOr<MergeStats> stats =
+      MergeWeight(plane().kernels, plane().workers, weight, input.terms, input.options,
+                  {dtype, weight.rows, weight.cols, writer.data()}, cancellation());
+  if (!stats.ok()) return AboutMerge(stats.status(), plan_.adapters, plan_.selector);
   plane().environment.metrics.Merge(absl::Now() - start, weight.bytes());
   writer.Finish(response().payloads);
-  FillStats(stats, *response().message.mutable_stats());
+  FillStats(*stats, *response().message.mutable_stats());
   AddUses(plan_.adapters.refs(), handles(), used_, *response().message.mutable_adapters());
   return absl::OkStatus();
 }

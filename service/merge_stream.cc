@@ -196,8 +196,10 @@ absl::Status MergeStreamCall::TakeRows() {
   }
   auto* data = reinterpret_cast<std::byte*>(rows.mutable_data()->data());
   const absl::Time start = absl::Now();
-  RETURN_IF_ERROR(merge_->Merge(plane_.workers, next_row_, {dtype_, count, matrix_.cols, data},
-                                {dtype_, count, matrix_.cols, data}, record_.cancellation()));
+  const absl::Status merged =
+      merge_->Merge(plane_.workers, next_row_, {dtype_, count, matrix_.cols, data},
+                    {dtype_, count, matrix_.cols, data}, record_.cancellation());
+  if (!merged.ok()) return AboutMerge(merged, refs_, selector_);
   plane_.environment.metrics.Merge(absl::Now() - start, bytes);
   response_.Clear();
   response_.mutable_rows()->set_first_row(next_row_);

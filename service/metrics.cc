@@ -109,10 +109,10 @@ Metrics::Metrics()
                                 "Input rows that ApplyProjection has projected.")
                       .Add({})),
       merge_seconds_(HistogramFamily(registry_, "adapterd_merge_duration_seconds",
-                                     "Time of the compute stage of Merge, in seconds.")
+                                     "Time of the compute stage of merges, in seconds.")
                          .Add({}, kLatency)),
       merge_bytes_(CounterFamily(registry_, "adapterd_merge_bytes_total",
-                                 "Bytes of weights that merges have answered with or written.")
+                                 "Bytes of weights that merges have computed or written.")
                        .Add({})),
       inflight_bytes_(prometheus::BuildGauge()
                           .Name("adapterd_inflight_bytes")

@@ -36,7 +36,8 @@ absl::Status ReadModule(const Request& request, int i, ProjectionPlan& plan) {
   ASSIGN_OR_RETURN(module.selector, SelectorFromProto(projection.module(), module.field));
   module.output_dtype = plan.input_dtype();
   if (projection.has_base_output()) {
-    const std::string field = prefix + ".base_output";
+    module.base_output_field = prefix + ".base_output";
+    const std::string& field = module.base_output_field;
     ASSIGN_OR_RETURN(module.base_output,
                      FloatTensor::Read(projection.base_output(), request.payloads, field));
     RETURN_IF_ERROR(CheckBaseShape(*module.base_output, field, plan));

@@ -20,7 +20,8 @@ inline constexpr int kMaxProjections = 256;
 struct ProjectionPlan : InputPlan {
   struct Module {
     ModuleSelector selector;
-    std::string field;  // "projections[0].module"
+    std::string field;              // "projections[0].module"
+    std::string base_output_field;  // "projections[0].base_output"
     std::optional<FloatTensor> base_output;
     DType output_dtype = DType::kF32;
   };

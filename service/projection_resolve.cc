@@ -59,8 +59,9 @@ absl::StatusOr<ResolvedProjection> ResolveProjection(const ProjectionPlan& plan,
     term = *std::move(told);
     // The width so far, from base_output or an earlier adapter, must be this one's too.
     if (resolved.out_features) {
-      RETURN_IF_ERROR(CheckWidth("out_features", info.out_features, *resolved.out_features,
-                                 module.field, refs[i], info));
+      const std::string& field = module.base_output ? module.base_output_field : module.field;
+      RETURN_IF_ERROR(CheckWidth("out_features", info.out_features, *resolved.out_features, field,
+                                 refs[i], info));
     }
     resolved.out_features = info.out_features;
     if (resolved.path.empty()) resolved.path = info.path;

@@ -11,14 +11,12 @@
 namespace adapterd {
 namespace {
 
-constexpr std::string_view kField = "base_checkpoint";
-
 // The roots call what they open "source", whoever asked for it.
-void AddForField(const absl::Status& status, ProblemList& problems) {
+void AddForField(const absl::Status& status, const std::string& field, ProblemList& problems) {
   ProblemList one;
   one.Add(status);
   for (Problem problem : one.items()) {
-    problem.field = std::string(kField);
+    problem.field = field;
     problems.Add(std::move(problem));
   }
 }
@@ -49,9 +47,10 @@ std::string Fingerprint(const std::optional<std::string>& config, const Checkpoi
 }  // namespace
 
 std::unique_ptr<const BaseModel> BaseModel::Open(const SourceRoots& roots,
-                                                 const std::string& source, ProblemList& problems) {
+                                                 const std::string& source, ProblemList& problems,
+                                                 const std::string& field) {
   const auto fail = [&](const absl::Status& status) {
-    AddForField(status, problems);
+    AddForField(status, field, problems);
     return nullptr;
   };
   const auto folder = OpenFolder(roots, source);
@@ -73,12 +72,10 @@ std::unique_ptr<const BaseModel> BaseModel::Open(const SourceRoots& roots,
     config = *std::move(file);
   }
   std::string fingerprint = Fingerprint(config_text, *checkpoint);
-  return std::unique_ptr<const BaseModel>(new BaseModel(source, *std::move(checkpoint),
+  return std::unique_ptr<const BaseModel>(new BaseModel(source, field, *std::move(checkpoint),
                                                         std::move(config), std::move(geometry),
                                                         std::move(fingerprint)));
 }
-
-std::string_view BaseModel::field() const { return kField; }
 
 std::vector<std::pair<std::string, FileIdentity>> BaseModel::identity() const {
   auto states = checkpoint_.identity();

@@ -18,15 +18,16 @@ namespace adapterd {
 // weights stay on the disk. Owns its files. Immutable; any thread.
 class BaseModel final : public BaseTensors {
  public:
-  // Opens the folder `source` below a root; config.json may be missing. Adds problems with the
-  // field base_checkpoint; nullptr when there is an error among them: those of
-  // SourceRoots::OpenFolder, Checkpoint::Open and ParseBaseGeometry, and SOURCE_NOT_FOUND when
+  // Opens the folder `source` below a root; config.json may be missing. Adds problems with
+  // `field`, the request's that names the folder; nullptr when there is an error among them: those
+  // of SourceRoots::OpenFolder, Checkpoint::Open and ParseBaseGeometry, and SOURCE_NOT_FOUND when
   // `source` is a file.
   static std::unique_ptr<const BaseModel> Open(const SourceRoots& roots, const std::string& source,
-                                               ProblemList& problems);
+                                               ProblemList& problems,
+                                               const std::string& field = "base_checkpoint");
 
   const std::string& source() const override { return source_; }
-  std::string_view field() const override;
+  std::string_view field() const override { return field_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
   const BaseGeometry& geometry() const override { return geometry_; }
   // SHA-256, 64 hex digits, over config.json's bytes and over name, dtype and shape of every
@@ -46,15 +47,17 @@ class BaseModel final : public BaseTensors {
   absl::Status CheckUnchanged() const override;
 
  private:
-  BaseModel(std::string source, Checkpoint checkpoint, std::optional<InputFile> config,
-            BaseGeometry geometry, std::string fingerprint)
+  BaseModel(std::string source, std::string field, Checkpoint checkpoint,
+            std::optional<InputFile> config, BaseGeometry geometry, std::string fingerprint)
       : source_(std::move(source)),
+        field_(std::move(field)),
         checkpoint_(std::move(checkpoint)),
         config_(std::move(config)),
         geometry_(std::move(geometry)),
         fingerprint_(std::move(fingerprint)) {}
 
   const std::string source_;
+  const std::string field_;
   const Checkpoint checkpoint_;
   const std::optional<InputFile> config_;
   const BaseGeometry geometry_;

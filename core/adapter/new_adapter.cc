@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/adapter/fresh_factors.h"
+#include "core/adapter/peft_config.h"
 #include "core/base/error.h"
 #include "core/base/quote.h"
 #include "core/base/status_macros.h"
@@ -22,9 +23,9 @@ Error Invalid(Reason reason, const std::string& field, const std::string& what) 
 }
 
 absl::Status CheckAlpha(double alpha, const std::string& field) {
-  if (std::isfinite(alpha) && alpha > 0) return absl::OkStatus();
+  if (alpha > 0 && alpha <= kMaxAlpha) return absl::OkStatus();  // not NaN
   return Invalid(Reason::kInvalidField, field,
-                 fmt::format("expected a finite number above 0, found {}", alpha));
+                 fmt::format("expected above 0 and at most {:g}, found {}", kMaxAlpha, alpha));
 }
 
 absl::Status CheckRank(int64_t rank, const ModuleInfo& module) {

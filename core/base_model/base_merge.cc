@@ -213,8 +213,9 @@ class Unmerge {
   Changes changes_;
 };
 
-absl::StatusOr<MergeStats> Apply(HostedBase& base, Changes changes, const MergeTools& tools,
-                                 const Cancellation& cancellation) {
+absl::StatusOr<BaseMergeResult> Apply(HostedBase& base, Changes changes, const MergeTools& tools,
+                                      const Cancellation& cancellation) {
+  BaseMergeResult result;
   std::vector<size_t> modules;
   Overlays overlays;
   RoundingStats sums;
@@ -225,16 +226,19 @@ absl::StatusOr<MergeStats> Apply(HostedBase& base, Changes changes, const MergeT
     if (adapters.empty()) continue;
     ASSIGN_OR_RETURN(overlays.back(), MakeOverlay(base.modules()[module], std::move(adapters),
                                                   tools, cancellation, sums));
+    result.weight_bytes += static_cast<int64_t>(overlays.back()->weight().bytes().size());
   }
   base.Replace(modules, std::move(overlays));
-  return Summarise(sums);
+  result.stats = Summarise(sums);
+  return result;
 }
 
 }  // namespace
 
-absl::StatusOr<MergeStats> MergeIntoBase(const std::shared_ptr<HostedBase>& base,
-                                         const BaseMergeRequest& request, const MergeTools& tools,
-                                         const Cancellation& cancellation) {
+absl::StatusOr<BaseMergeResult> MergeIntoBase(const std::shared_ptr<HostedBase>& base,
+                                              const BaseMergeRequest& request,
+                                              const MergeTools& tools,
+                                              const Cancellation& cancellation) {
   ASSIGN_OR_RETURN(Changes changes, Merge(base, request).Plan());
   return Apply(*base, std::move(changes), tools, cancellation);
 }

@@ -24,6 +24,11 @@ struct BaseMergeRequest {
   bool skip_merged = false;
 };
 
+struct BaseMergeResult {
+  MergeStats stats;          // of the weights that changed, with all that is merged into them now
+  int64_t weight_bytes = 0;  // of those weights
+};
+
 struct BaseUnmergeRequest {
   struct Adapter {
     std::string name;
@@ -48,11 +53,11 @@ struct BaseUnmergeRequest {
 // without a module, or a module of an adapter that the base does not hold and no pattern leaves
 // out. ALREADY_MERGED, unless it is to be skipped. MERGED_REVISION: another revision or weight of
 // an adapter is merged elsewhere in the model. SHAPE_MISMATCH, NON_FINITE_RESULT,
-// MEMORY_BUDGET_EXCEEDED, CANCELLED. The result is about the weights that changed, with all that is
-// merged into them now.
-absl::StatusOr<MergeStats> MergeIntoBase(const std::shared_ptr<HostedBase>& base,
-                                         const BaseMergeRequest& request, const MergeTools& tools,
-                                         const Cancellation& cancellation);
+// MEMORY_BUDGET_EXCEEDED, CANCELLED.
+absl::StatusOr<BaseMergeResult> MergeIntoBase(const std::shared_ptr<HostedBase>& base,
+                                              const BaseMergeRequest& request,
+                                              const MergeTools& tools,
+                                              const Cancellation& cancellation);
 
 // A module without merged adapters is to the bit what it was. Errors change nothing. INVALID_FIELD:
 // a pattern. MODULE_NOT_TARGETED: a pattern that no module of the base matches. NOT_MERGED: an

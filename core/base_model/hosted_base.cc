@@ -1,7 +1,11 @@
 #include "core/base_model/hosted_base.h"
 
+#include <fmt/format.h>
+
 #include <atomic>
 #include <utility>
+
+#include "core/base/error.h"
 
 namespace adapterd {
 namespace {
@@ -64,6 +68,16 @@ HostedBase::~HostedBase() {
   modules_.clear();
   reservation_.Release();  // only now: the budget must never promise bytes that are still held
   for (auto& callback : callbacks) callback(freed);
+}
+
+absl::StatusOr<size_t> HostedBase::Find(const ModuleSelector& selector) const {
+  absl::StatusOr<size_t> found = index_.Find(selector);
+  if (found.ok() || GetErrorDetails(found.status()).reason != Reason::kModuleNotTargeted) {
+    return found;
+  }
+  const std::string module = SelectorString(selector);
+  return Error(Reason::kModuleNotTargeted, fmt::format("the base model has no module {}", module))
+      .With("module", module);
 }
 
 ModuleSnapshot HostedBase::Snapshot(size_t module) const {

@@ -56,6 +56,9 @@ class HostedBase : public std::enable_shared_from_this<HostedBase> {
   const std::vector<HostedModule>& modules() const { return modules_; }  // by path, bytewise
   const ModuleIndex& index() const { return index_; }                    // over modules()
 
+  // As ModuleIndex::Find; what is not found, the base model does not have.
+  absl::StatusOr<size_t> Find(const ModuleSelector& selector) const;
+
   ModuleSnapshot Snapshot(size_t module) const ABSL_LOCKS_EXCLUDED(mutex_);
   // As they stand at one instant.
   Overlays overlays() const ABSL_LOCKS_EXCLUDED(mutex_);

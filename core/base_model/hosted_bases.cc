@@ -67,7 +67,7 @@ absl::StatusOr<NamedBase> HostedBases::LoadAgain(const BaseLoadRequest& request,
   if (request != entry.request)
     return Exists(request.name, "is loaded from elsewhere or otherwise");
   ProblemList problems;
-  const auto source = BaseModel::Open(*models_, request.source, problems);
+  const auto source = BaseModel::Open(*models_, request.source, problems, "source");
   RETURN_IF_ERROR(problems.ToStatus());
   if (source->fingerprint() == entry.base->fingerprint())
     return NamedBase{request.name, entry.base};

@@ -97,7 +97,8 @@ absl::StatusOr<std::shared_ptr<HostedBase>> LoadHostedBase(const BaseLoadRequest
                                                            MemoryBudget& budget, ThreadPool& pool,
                                                            const Cancellation& cancellation) {
   ProblemList problems;
-  const std::unique_ptr<const BaseModel> base = BaseModel::Open(roots, request.source, problems);
+  const std::unique_ptr<const BaseModel> base =
+      BaseModel::Open(roots, request.source, problems, "source");
   RETURN_IF_ERROR(problems.ToStatus());
   ASSIGN_OR_RETURN(BasePlan plan, PlanBase(*base, request));
   ASSIGN_OR_RETURN(Reservation reservation, budget.Reserve(plan.bytes, MemoryKind::kBaseModels));

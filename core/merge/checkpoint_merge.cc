@@ -67,14 +67,9 @@ absl::Status ForSource(const absl::Status& status) { return Annotate(status, "fi
 absl::StatusOr<std::unique_ptr<const BaseModel>> OpenSource(const SourceRoots& roots,
                                                             const std::string& source) {
   ProblemList problems;
-  std::unique_ptr<const BaseModel> base = BaseModel::Open(roots, source, problems);
-  if (base != nullptr) return base;
-  ProblemList of_source;
-  for (Problem problem : problems.items()) {
-    if (problem.field == "base_checkpoint") problem.field = "source";
-    of_source.Add(std::move(problem));
-  }
-  return of_source.ToStatus();
+  std::unique_ptr<const BaseModel> base = BaseModel::Open(roots, source, problems, "source");
+  if (base == nullptr) return problems.ToStatus();
+  return base;
 }
 
 // One merge, step by step.

@@ -126,6 +126,14 @@ class AdapterRegistry {
 
   absl::StatusOr<AdapterSnapshot> Get(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // The manifest of a current revision that may be EVICTED: read from its source, on the calling
+  // thread, without weights unless only those can tell that it is the same still. Changes nothing.
+  // ADAPTER_NOT_FOUND, REVISION_MISMATCH, ADAPTER_FAILED, BASE_REQUIRED, SOURCE_UNAVAILABLE,
+  // CANCELLED.
+  absl::StatusOr<std::shared_ptr<const AdapterManifest>> ReadManifest(
+      const std::string& name, const std::string& revision, const Cancellation& cancellation) const
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
   // Takes the lock for a few hundred adapters at a time: what changes meanwhile is on the page or
   // has an event after its sequence.
   ListPage List(const ListQuery& query) const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -217,7 +225,8 @@ class AdapterRegistry {
   Outcome GuardedExecute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
   Outcome Execute(Job& job, LoadEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
   LoadedState CurrentOf(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::StatusOr<ContentDigest> DigestOf(const LoadedState& current, const Job& job,
+  absl::StatusOr<ContentDigest> DigestOf(const LoadedState& current,
+                                         const Cancellation& cancellation,
                                          AdapterReader& reader) const;
   Outcome Described(const Job& job, LoadResult result) const ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<Loaded> ReadAndPack(Job& job, AdapterReader& reader, ProblemList& problems,

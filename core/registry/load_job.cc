@@ -95,7 +95,7 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
   // Evicted, or computed from a base model that may have changed: only a read can tell.
   bool is_known = false;
   if (current.info != nullptr) {
-    ASSIGN_OR_RETURN(ContentDigest digest, DigestOf(current, job, *reader));
+    ASSIGN_OR_RETURN(ContentDigest digest, DigestOf(current, job.cancellation, *reader));
     RETURN_IF_ERROR(CheckDigest(request, *reader, job.cancellation, digest));
     ASSIGN_OR_RETURN(comparison, Compare(request, digest.revision, *reader->manifest(), current));
     is_known = current.is_resident && HasSameBase(request, *reader, current);
@@ -178,7 +178,8 @@ LoadedState AdapterRegistry::CurrentOf(const std::string& name) const {
           entry.state.etag, entry.owner,     entry.state.pinned, entry.state.labels};
 }
 
-absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const LoadedState& current, const Job& job,
+absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const LoadedState& current,
+                                                        const Cancellation& cancellation,
                                                         AdapterReader& reader) const {
   if (reader.identity() == current.identity &&
       ProvesUnchanged(current.identity, current.opened_at)) {
@@ -186,7 +187,7 @@ absl::StatusOr<ContentDigest> AdapterRegistry::DigestOf(const LoadedState& curre
   }
   ProblemList problems;
   ContentDigest digest;
-  ASSIGN_OR_RETURN(digest.revision, reader.Read(io_pool_, job.cancellation, nullptr, problems));
+  ASSIGN_OR_RETURN(digest.revision, reader.Read(io_pool_, cancellation, nullptr, problems));
   return digest;
 }
 

@@ -8,6 +8,7 @@
 #include "core/base/status_macros.h"
 #include "core/registry/adapter_builder.h"
 #include "core/registry/adapter_registry.h"
+#include "core/registry/load_checks.h"
 #include "core/registry/registry_state.h"
 
 namespace adapterd {
@@ -139,6 +140,26 @@ absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAgain(const Revisio
   return Error(Reason::kMemoryBudgetExceeded, "the machine has no memory left for this adapter");
 } catch (const std::exception& exception) {
   return absl::InternalError(exception.what());
+}
+
+absl::StatusOr<std::shared_ptr<const AdapterManifest>> AdapterRegistry::ReadManifest(
+    const std::string& name, const std::string& revision, const Cancellation& cancellation) const {
+  const LoadedState current = CurrentOf(name);
+  if (current.info == nullptr) return NotFound(name);
+  if (current.info->revision != revision) {
+    return RevisionMismatch(name, revision, current.info->revision);
+  }
+  const auto read = [&]() -> absl::StatusOr<std::shared_ptr<const AdapterManifest>> {
+    ProblemList problems;
+    std::unique_ptr<AdapterReader> reader = opener_(current.info->source, problems);
+    RETURN_IF_ERROR(WhyNotOpened(*current.info, problems));
+    ASSIGN_OR_RETURN(const ContentDigest digest, DigestOf(current, cancellation, *reader));
+    if (digest.revision == revision) return reader->manifest();
+    return IsOtherContent(*current.info, "its revision", digest.revision);
+  };
+  auto manifest = read();
+  if (manifest.ok() || MayPass(manifest.status())) return manifest;
+  return CannotServe(name, manifest.status());
 }
 
 // Whether it waits until `bytes` can be had: what stands in the way is in use, and will not be

@@ -230,6 +230,21 @@ class Lifecycle(BaseModelTest):
         self.client.unmerge_from("base")
         self.assertEqual((self.base_bytes(), self.server.adapter_bytes()), (empty, 0))
 
+    def test_merges_are_in_the_metrics_of_merges(self):
+        self.client.load_base("base", "bases/tiny-llama", modules=["model.layers.0"])
+        self.client.load("qv", "cases/llama-qv")
+        self.refused("NOT_FOUND/MODULE_NOT_TARGETED", self.client.merge_into, "base", "qv")
+        self.assertEqual(self.merge_metrics(), (0, 0))
+        self.client.merge_into("base", "qv", modules=[Q0])
+        one = checkpoint(fixtures("peft/bases") / "tiny-llama")[Q0 + ".weight"].raw.nbytes
+        self.assertEqual(self.merge_metrics(), (1, one))
+        self.client.unmerge_from("base")
+        self.assertEqual(self.merge_metrics(), (1, one))
+
+    def merge_metrics(self):
+        return (self.server.metric("adapterd_merge_duration_seconds_count"),
+                self.server.metric("adapterd_merge_bytes_total"))
+
     def test_the_merge_is_what_merge_makes(self):
         self.client.load_base("base", "bases/tiny-llama")
         self.client.load("b", "cases/llama-qv")
@@ -262,8 +277,8 @@ class Lifecycle(BaseModelTest):
         self.assertGreater(delta.max_abs_delta, 0)
         merged = self.weight(Q0)
         expected = from_proto(self.client.merge(merge_request("qv", Q0, held.proto())).weight)
-        self.assertEqual(merged.dtype, "BF16")
-        np.testing.assert_array_equal(merged.raw, array(expected.values(), "BF16").raw)
+        self.assertEqual(merged.dtype, "F32")  # as before the merge, with the values of BF16
+        np.testing.assert_array_equal(merged.values(), array(expected.values(), "BF16").values())
         self.client.unmerge_from("base", "qv")
         np.testing.assert_array_equal(self.weight(Q0).raw, held.raw)
 
@@ -324,7 +339,8 @@ class Refusals(BaseModelTest):
                                ("", "INVALID_ARGUMENT/INVALID_FIELD"),
                                ("fp8", "INVALID_ARGUMENT/UNSUPPORTED_DTYPE")):
             with self.subTest(source):
-                self.refused(status, client.load_base, "base", source)
+                failure = self.refused(status, client.load_base, "base", source)
+                self.assertEqual(failure.metadata.get("field", "source"), "source", failure)
         self.assertEqual(len(client.load_base("base", "fp8", modules=["b"]).modules), 1)
 
     def test_bad_fields(self):
@@ -344,6 +360,13 @@ class Refusals(BaseModelTest):
         self.refused(status, self.client.merge_into, "base", "qv")
         self.refused(status, self.client.unmerge_from, "base", "qv")
         self.refused(status, self.client.base_weight, "base", Q0)
+
+    def test_modules_that_the_base_does_not_have(self):
+        self.client.load_base("base", "bases/tiny-llama", modules=["model.layers.0"])
+        for path in ("nowhere", "model.layers.1.self_attn.q_proj"):
+            failure = self.refused("NOT_FOUND/MODULE_NOT_TARGETED", self.client.base_weight, "base",
+                                   path, module=path)
+            self.assertEqual(failure.message, f"the base model has no module {path}")
 
     def test_a_base_over_the_budget_changes_nothing(self):
         peft = fixtures("peft")

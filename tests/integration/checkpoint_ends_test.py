@@ -176,8 +176,9 @@ class CheckpointEndsTest(ServerTest):
         write_adapter(self.root / "wide", {"model.layers.0.self_attn.q_proj": (17, 24, 2)})
         for name in ("other", "wide"):
             self.client.load(name, name)
-            self.refused("INVALID_ARGUMENT/BASE_MODEL_MISMATCH",
-                         lambda: self.merge(adapters=[name]), adapter=name)
+            failure = self.refused("INVALID_ARGUMENT/BASE_MODEL_MISMATCH",
+                                   lambda: self.merge(adapters=[name]), adapter=name)
+            self.assertEqual(failure.metadata.get("field", "source"), "source", failure)
 
     def test_shards_may_be_links_below_the_root(self):
         self.small()

@@ -187,6 +187,7 @@ class FreshTest(CreationTest):
             ("alpha", dict(alpha=0, **with_geometry())),
             ("alpha", dict(alpha=-1, **with_geometry())),
             ("alpha", dict(alpha=float("nan"), **with_geometry())),
+            ("alpha", dict(alpha=1e13, **with_geometry())),
             ("rank", dict(rank=2, tensors=tensors_message(tensors_of(SMALL)))),
             ("tensors.modules", dict(tensors=creation.AdapterTensors()))]
         for field, fields in cases:

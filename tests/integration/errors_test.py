@@ -107,6 +107,12 @@ class NamesAndFields(Refusals):
         self.refused(FIELD, lambda: self.client.load("new", "good", labels={"": "b"}),
                      field="labels")
 
+    def test_views_that_there_are_not_are_refused(self):
+        for call in (lambda: self.client.load("new", "good", view=3),
+                     lambda: self.client.validate("new", "good", view=3),
+                     lambda: self.client.get("good", view=-1), lambda: self.client.list(view=3)):
+            self.refused(FIELD, call, field="view")
+
     def test_listings_refuse_pages_that_nobody_gave_out(self):
         self.refused(FIELD, lambda: self.client.list(page_size=-1), field="page_size")
         self.refused(FIELD, lambda: self.client.list(page_token="forged"), field="page_token")
@@ -355,7 +361,8 @@ class Merges(Refusals):
         weight = array(np.full((6, 8), 65504.0), "F16")
         request = merge_request("good", Q0, weight.proto())
         request.adapters[0].weight = 1e6
-        self.refused("INVALID_ARGUMENT/NON_FINITE_RESULT", self.client.merge, request)
+        self.refused("INVALID_ARGUMENT/NON_FINITE_RESULT", self.client.merge, request,
+                     adapter="good", module=Q0)
         request.allow_non_finite = True
         self.assertGreater(self.client.merge(request).stats.non_finite_elements, 0)
 

@@ -297,6 +297,9 @@ class HostedTest(ForwardTest):
         for status, changes, metadata in table:
             with self.subTest(changes=list(changes)):
                 self.refused(status, self.send, forward_request(**{**good, **changes}), **metadata)
+        nowhere = self.refused("NOT_FOUND/MODULE_NOT_TARGETED", self.send,
+                               forward_request(**{**good, "path": "nowhere"}), module="nowhere")
+        self.assertEqual(nowhere.message, "the base model has no module nowhere")
         expert = forward_request(**good)
         expert.module.expert = 0
         self.refused("INVALID_ARGUMENT/INVALID_FIELD", self.send, expert)

@@ -268,7 +268,7 @@ print(json.dumps({
         ask = lambda **fields: list(self.client.adapters.ExportAdapter(
             adapter_service_pb2.ExportAdapterRequest(name="q", **fields)))
         gguf = adapter_pb2.ADAPTER_FORMAT_GGUF
-        self.refused(BASE_REQUIRED, lambda: ask(format=gguf, architecture="llama"))
+        self.refused(BASE_REQUIRED, lambda: ask(format=gguf, architecture="llama"), adapter=None)
         self.refused(UNSUPPORTED, lambda: ask(format=gguf, architecture="phi3"), module=None)
         self.refused(FIELD, lambda: ask(format=gguf), field="architecture")
         self.refused(FIELD, lambda: ask(format=gguf, architecture="mamba"), field="architecture")

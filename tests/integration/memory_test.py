@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 
 from adapters import Q0, delta_of, exact_adapter
-from harness import Server, ServerTest, failure_of, merge_request, until
+from harness import FULL, Server, ServerTest, failure_of, merge_request, until
 from record_model import CONFIG, WEIGHTS, upload
 from tensors import array, from_proto
 from adapterd.v1 import adapter_pb2, projection_service_pb2
@@ -100,6 +100,24 @@ class EvictionTest(MemoryTest):
         self.assertEqual(self.states(), {"a0": READY, "a1": READY, "a2": EVICTED, "a3": READY})
         self.in_memory(3)
         self.assertEqual(self.server.metric("adapterd_evictions_total"), 2)
+
+    def test_an_evicted_adapter_still_tells_its_modules(self):
+        self.serve(1)
+        self.client.load("a", "s0")
+        ready = self.client.get("a", view=FULL)
+        self.assertEqual([module.path for module in ready.modules], [Q0])
+        self.client.load("b", "s1")
+        found = self.client.get("a", view=FULL)
+        self.assertEqual((found.state, found.memory_bytes), (EVICTED, 0))
+        self.assertEqual(list(found.modules), list(ready.modules))
+        self.assertEqual(list(found.warnings), list(ready.warnings))
+        chosen = self.client.get("a", module=adapter_pb2.ModuleSelector(target="q_proj"))
+        self.assertEqual(list(chosen.modules), list(ready.modules))
+        self.refused("NOT_FOUND/MODULE_NOT_TARGETED", lambda: self.client.get(
+            "a", module=adapter_pb2.ModuleSelector(target="up_proj")), adapter="a")
+        self.assertEqual(list(self.client.get("a").modules), [])
+        self.assertEqual(self.states(), {"a": EVICTED, "b": READY})  # told from the source alone
+        self.in_memory(1)
 
     def test_a_pinned_adapter_is_never_evicted(self):
         self.serve(3)
@@ -278,6 +296,14 @@ class ChangedSourceTest(MemoryTest):
     def retrain(self):
         exact_adapter(self.root / "s0", WIDE, seed=5)
 
+    def check_modules_are_not_told(self):
+        """Of other content: whoever looks at the adapter is told why."""
+        found = self.client.get("a", view=FULL)
+        self.assertEqual((found.state, list(found.modules)), (EVICTED, []))
+        self.assertRegex(found.warnings[-1], "its modules are not known now: .+")
+        self.refused("FAILED_PRECONDITION/ADAPTER_FAILED", lambda: self.client.get(
+            "a", module=adapter_pb2.ModuleSelector(path=Q0)), adapter="a")
+
     def test_other_content_than_before_never_serves(self):
         weight = array(np.ones((64, 64))).proto()
         for change, reason in ((self.remove, "SOURCE_NOT_FOUND"),
@@ -289,6 +315,7 @@ class ChangedSourceTest(MemoryTest):
                 self.client.load("b", "s1")
                 change()
                 self.assertEqual(self.states(), {"a": EVICTED, "b": READY})
+                self.check_modules_are_not_told()
                 for call, request in ((self.client.apply, request_for("a")),
                                       (self.client.merge, merge_request("a", Q0, weight)),
                                       (self.client.apply, request_for("b", "a"))):

@@ -143,7 +143,8 @@ class MergeStreamTest(ServerTest):
     def test_an_overflow_is_refused_unless_allowed(self):
         weight = array(np.full((OUT, IN), 65504.0), "F16")
         messages = [start_message(weight, scale=100), rows_message(weight, 0, OUT)]
-        self.refused("INVALID_ARGUMENT/NON_FINITE_RESULT", self.stream, messages)
+        self.refused("INVALID_ARGUMENT/NON_FINITE_RESULT", self.stream, messages,
+                     adapter="a", module=Q0)
         _, last = self.merged(weight, [OUT], scale=100, allow_non_finite=True)
         self.assertGreater(last.stats.non_finite_elements, 0)
 

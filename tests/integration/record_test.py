@@ -11,7 +11,7 @@ import unittest
 
 import numpy as np
 
-from harness import BINARY, PATIENCE, ServerTest, clean_environment, find_tool, until
+from harness import BINARY, FULL, PATIENCE, ServerTest, clean_environment, find_tool, until
 from readme import fenced
 from record_model import WEIGHTS, State, answer_of, ask, upload, write_content
 from stubs import SOURCE_DIR
@@ -74,6 +74,7 @@ class RestartTest(RecordTest):
         upload(self.client, "u", self.s[1].files)
         self.client.update("u", enabled=False)
         before = {a.name: a for a in self.client.list().adapters}
+        modules = {name: list(self.client.get(name, view=FULL).modules) for name in before}
         self.restart()
         page = self.client.list()
         self.assertEqual((page.summary.adapter_count, page.summary.resident_count,
@@ -85,6 +86,8 @@ class RestartTest(RecordTest):
             for field in ("etag", "public_id", "weights_sha256", "source", "ranks", "file_bytes",
                           "parameter_count", "load_time", "base_model", "target_modules"):
                 self.assertEqual(getattr(adapter, field), getattr(was, field), field)
+            whole = self.client.get(adapter.name, view=FULL)
+            self.assertEqual((whole.state, list(whole.modules)), (EVICTED, modules[adapter.name]))
         self.serves("a@prod", self.s[0])
         self.refused("FAILED_PRECONDITION/ADAPTER_DISABLED", self.client.apply, ask("u"))
         self.client.update("u", enabled=True)

@@ -29,7 +29,7 @@ def changed(tensor, value):
 class ValidateTest(ServerTest):
     def setUp(self):
         self.root = self.folder()
-        self.server = self.start(f"--adapter-root={self.root}")
+        self.server = self.start(f"--adapter-root={self.root}", f"--model-root={self.root}")
         self.client = self.server.client
 
     def tearDown(self):
@@ -89,6 +89,16 @@ class ValidateTest(ServerTest):
         self.assertEqual({p.module for p in reply.problems if p.severity == ERROR},
                          {Q0, V0, Q1, V1})
         self.assertEqual({p.reason for p in reply.problems}, {"INVALID_ADAPTER"})
+
+    def test_a_base_model_that_cannot_be_opened_is_a_problem_of_a_source_that_can(self):
+        write_files(self.root / "new", config_of(SMALL, use_future_maths=True), tensors_of(SMALL))
+        for base, reason in (("nothing", "SOURCE_NOT_FOUND"), ("../x", "PATH_OUTSIDE_ROOT")):
+            reply = self.client.validate("new", "new", base_checkpoint=base)
+            found = {p.field: p.reason for p in reply.problems if p.severity == ERROR}
+            self.assertEqual((reply.valid, found), (False, {
+                "use_future_maths": "UNSUPPORTED_ADAPTER", "base_checkpoint": reason}))
+            self.refused("NOT_FOUND/SOURCE_NOT_FOUND", lambda: self.client.validate(
+                "new", "gone", base_checkpoint=base), file="gone")
 
     def test_nobody_reads_more_than_a_thousand_problems(self):
         stray = {f"stray.{i}": array(np.ones(1)) for i in range(MAX_PROBLEMS + 500)}

@@ -127,7 +127,7 @@ const WrongRequest kWrongTensors[] = {
      [](Request& r) {
        BaseOf(r) = DataTensor(DType::kF32, {3, kOut}, std::vector<float>(3 * kOut));
      }},
-    {"BaseWithOtherWidth", Reason::kShapeMismatch, "",
+    {"BaseWithOtherWidth", Reason::kShapeMismatch, "projections[0].base_output",
      [](Request& r) {
        BaseOf(r) = DataTensor(DType::kF32, {2, kOut + 1}, std::vector<float>(2 * kOut + 2));
      }},
@@ -193,7 +193,7 @@ const WrongRequest kWrongAdapters[] = {
        r.clear_adapter();
        AddSegment(r, 2, std::vector<v1::AdapterRef>(kMaxAdaptersPerSegment + 1, Ref("x")));
      }},
-    {"TooManyRows", Reason::kInvalidField, "",
+    {"TooManyRows", Reason::kInvalidField, "input",
      [](Request& r) {
        *r.mutable_input() = EmptyTensor(DType::kF32, {kMaxRows + 1, 0});
      }},

@@ -71,7 +71,7 @@ TEST(FreshAdapterTest, ARankMayBeTheSmallerSideOfItsModuleAndNoMore) {
 
 TEST(FreshAdapterTest, AnAlphaIsFiniteAndAboveZero) {
   FreshAdapter fresh = Fresh();
-  for (const double alpha : {0.0, -1.0, kNaN, kInfinity}) {
+  for (const double alpha : {0.0, -1.0, kNaN, kInfinity, 1.1e12}) {
     fresh.alpha = alpha;
     const auto made = MakeFresh(fresh);
     EXPECT_THAT(made, HasReason(Reason::kInvalidField));

@@ -131,8 +131,10 @@ class BaseMergeFixture : public ::testing::Test {
   absl::StatusOr<MergeStats> Merge(std::vector<Adapter> adapters,
                                    std::vector<std::string> modules = {},
                                    bool skip_merged = false) {
-    return MergeIntoBase(base_, {std::move(adapters), std::move(modules), skip_merged}, tools_,
-                         Cancellation());
+    ASSIGN_OR_RETURN(const BaseMergeResult result,
+                     MergeIntoBase(base_, {std::move(adapters), std::move(modules), skip_merged},
+                                   tools_, Cancellation()));
+    return result.stats;
   }
   absl::Status Unmerge(std::vector<BaseUnmergeRequest::Adapter> adapters,
                        std::vector<std::string> modules = {}, bool skip_unmerged = false) {

@@ -45,6 +45,27 @@ TEST_P(RestorationTest, AUseBringsItBack) {
   EXPECT_THAT(event.status, IsOk());
 }
 
+TEST_P(RestorationTest, ItsManifestIsReadWithoutBringingItBack) {
+  ASSERT_OK_AND_ASSIGN(const auto manifest,
+                       registry_->ReadManifest("x", RevisionOf("x"), Cancellation()));
+  ASSERT_NE(manifest, nullptr);
+  EXPECT_FALSE(manifest->modules.empty());
+  EXPECT_EQ(x().reads, 1);  // by the load
+  EXPECT_EQ(StateOf("x"), AdapterState::kEvicted);
+  EXPECT_EQ(budget_->used(), 0);
+}
+
+TEST_P(RestorationTest, AManifestIsThatOfTheRevisionAskedForOrNone) {
+  EXPECT_THAT(registry_->ReadManifest("y", RevisionOf("x"), Cancellation()),
+              HasReason(Reason::kAdapterNotFound));
+  EXPECT_THAT(registry_->ReadManifest("x", std::string(64, '0'), Cancellation()),
+              AllOf(HasReason(Reason::kRevisionMismatch), HasErrorMetadata("adapter", "x")));
+  ChangeX(ContentOf("other", 2));
+  EXPECT_THAT(registry_->ReadManifest("x", RevisionOf("x"), Cancellation()),
+              AllOf(HasReason(Reason::kAdapterFailed), HasErrorMetadata("adapter", "x")));
+  EXPECT_EQ(StateOf("x"), AdapterState::kEvicted);  // whoever uses it finds out
+}
+
 TEST_P(RestorationTest, ManyWaitersShareOneRead) {
   x().read_gate.Close();
   std::vector<StartedAcquire> waiting;
