@@ -14,6 +14,8 @@ export PATH=$tools/bin:$tools/venv/bin:$PATH HELM_PLUGINS=$tools/plugins
 chart=helm/adapterd
 kubernetes=1.30.0  # the oldest that the chart supports
 failures=0
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 # check NAME "TOOL..." COMMAND [ARGUMENT...]
 check() {
@@ -83,23 +85,19 @@ chart_readme() {
 }
 
 # What an upgrade cannot change in place must be as it was in the former chart, which the repository's history has.
-former_chart=ff244c2
 chart_upgrade() {
-  local former values fields='
+  local former=$scratch values fields='
 import sys, yaml
 for each in yaml.safe_load_all(sys.stdin):
     if each and each["kind"] in ("Deployment", "StatefulSet", "Service"):
         print(each["kind"], each["metadata"]["name"], each["spec"]["selector"])'
-  former=$(mktemp -d)
-  git archive $former_chart $chart | tar -x -C "$former"
   for values in "$former/$chart"/{values.yaml,ci/*.yaml}; do
     # Values that people have must still be good.
     render "$kubernetes" "$values" | python -c "$fields" >"$former/now"
     helm template release "$former/$chart" --kube-version "$kubernetes" --values "$values" |
       python -c "$fields" >"$former/before"
-    grep -vxFf "$former/now" "$former/before" && { echo "$values: changed"; return 1; }
+    if grep -vxFf "$former/now" "$former/before"; then echo "$values: changed"; return 1; fi
   done
-  rm -rf "$former"
 }
 
 chart_lint() {
@@ -195,8 +193,9 @@ check "versions agree" "" versions_agree
 check "chart lint" helm chart_lint
 check "chart unit tests" "helm unittest" helm unittest --strict $chart
 check "chart refusals" helm chart_refusals
+check "chart switches" python python scripts/chart_switches.py $chart
 check "chart README" python chart_readme
-if git cat-file -e $former_chart 2>/dev/null; then
+if bash scripts/former_chart.sh "$scratch" 2>/dev/null; then
   check "chart upgrade" "helm python" chart_upgrade
 else
   echo "SKIP chart upgrade (a checkout without history)"
