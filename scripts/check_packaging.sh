@@ -40,7 +40,7 @@ check() {
 
 shell_scripts() {
   local file files=()
-  for file in dev .ci/run scripts/*.sh; do
+  for file in dev .ci/run scripts/*.sh scripts/*/*.sh; do
     [[ ! -f $file ]] || files+=("$file")
   done
   shellcheck "${files[@]}"
@@ -150,6 +150,27 @@ versions_agree() {
   grep -qx "appVersion: $version" $chart/Chart.yaml || { echo "Chart.yaml: appVersion is not $version"; return 1; }
 }
 
+# What the pages tell people to type exists: commands of ./dev, scripts, services, and charts that render as installed.
+documented_commands() {
+  local pages=(README.md CONTRIBUTING.md docs/*.md docs/adr/*.md "$chart"/README.md Dockerfile docker-compose.yml)
+  local word failed=0 known services arguments
+  known=$(./dev help)
+  while read -r word; do
+    grep -qE "^  $word\b" <<<"$known" || { echo "./dev has no command $word"; failed=1; }
+  done < <(grep -hoP '\./dev \K[a-z][a-z-]*' "${pages[@]}" | sort -u)
+  while read -r word; do
+    [[ -e $word ]] || { echo "$word is not there"; failed=1; }
+  done < <(grep -hoP '(?<![\w/])scripts/[a-z_/]+\.(sh|py)' "${pages[@]}" | sort -u)
+  services=$(python -c 'import yaml; print(*yaml.safe_load(open("docker-compose.yml"))["services"], sep="\n")')
+  while read -r word; do
+    grep -qx "$word" <<<"$services" || { echo "docker-compose.yml has no service $word"; failed=1; }
+  done < <(grep -hoP 'docker compose run --rm \K[a-z]+' "${pages[@]}" | sort -u)
+  while read -r -a arguments; do
+    helm template "${arguments[@]}" --kube-version "$kubernetes" >/dev/null || { echo "helm install ${arguments[*]}"; failed=1; }
+  done < <(grep -hoP '^    helm install \K.*' "${pages[@]}")
+  return $failed
+}
+
 # Every flag in the chart and variable in the image is one that the server has: it stops at an unknown flag, but would
 # ignore an unknown variable.
 flags_exist() {
@@ -195,6 +216,7 @@ check "chart unit tests" "helm unittest" helm unittest --strict $chart
 check "chart refusals" helm chart_refusals
 check "chart switches" python python scripts/chart_switches.py $chart
 check "chart README" python chart_readme
+check "documented commands" "helm python" documented_commands
 if bash scripts/former_chart.sh "$scratch" 2>/dev/null; then
   check "chart upgrade" "helm python" chart_upgrade
 else
