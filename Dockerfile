@@ -14,7 +14,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 RUN cmake --preset release -DADAPTERD_BUILD_TESTS=OFF -DADAPTERD_BUILD_BENCH=OFF \
-  && cmake --build --preset release --target adapterd adapterd_health adapterd_smoke \
+  && cmake --build --preset release --parallel "$(nproc)" --target adapterd adapterd_health adapterd_smoke \
   && install -D --strip --target-directory=/out build/bin/adapterd build/bin/adapterd_health build/bin/adapterd_smoke
 
 FROM ${BASE} AS runtime
@@ -32,6 +32,8 @@ COPY --from=build /out/ /usr/local/bin/
 
 FROM runtime AS sbom
 ARG VERSION=0.1.0
+# The commit's time, so that the same source gives the same document.
+ARG SOURCE_DATE_EPOCH
 COPY scripts/sbom.sh /sbom.sh
 RUN sh /sbom.sh adapterd "${VERSION}" /usr/local/bin/adapterd /usr/local/bin/adapterd_health \
     /usr/local/bin/adapterd_smoke > /adapterd.spdx.json

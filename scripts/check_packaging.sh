@@ -14,6 +14,8 @@ export PATH=$tools/bin:$tools/venv/bin:$PATH HELM_PLUGINS=$tools/plugins
 chart=helm/adapterd
 kubernetes=1.30.0  # the oldest that the chart supports
 failures=0
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 # check NAME "TOOL..." COMMAND [ARGUMENT...]
 check() {
@@ -38,7 +40,7 @@ check() {
 
 shell_scripts() {
   local file files=()
-  for file in dev .ci/run scripts/*.sh; do
+  for file in dev .ci/run scripts/*.sh scripts/*/*.sh; do
     [[ ! -f $file ]] || files+=("$file")
   done
   shellcheck "${files[@]}"
@@ -83,23 +85,19 @@ chart_readme() {
 }
 
 # What an upgrade cannot change in place must be as it was in the former chart, which the repository's history has.
-former_chart=ff244c2
 chart_upgrade() {
-  local former values fields='
+  local former=$scratch values fields='
 import sys, yaml
 for each in yaml.safe_load_all(sys.stdin):
     if each and each["kind"] in ("Deployment", "StatefulSet", "Service"):
         print(each["kind"], each["metadata"]["name"], each["spec"]["selector"])'
-  former=$(mktemp -d)
-  git archive $former_chart $chart | tar -x -C "$former"
   for values in "$former/$chart"/{values.yaml,ci/*.yaml}; do
     # Values that people have must still be good.
     render "$kubernetes" "$values" | python -c "$fields" >"$former/now"
     helm template release "$former/$chart" --kube-version "$kubernetes" --values "$values" |
       python -c "$fields" >"$former/before"
-    grep -vxFf "$former/now" "$former/before" && { echo "$values: changed"; return 1; }
+    if grep -vxFf "$former/now" "$former/before"; then echo "$values: changed"; return 1; fi
   done
-  rm -rf "$former"
 }
 
 chart_lint() {
@@ -152,6 +150,27 @@ versions_agree() {
   grep -qx "appVersion: $version" $chart/Chart.yaml || { echo "Chart.yaml: appVersion is not $version"; return 1; }
 }
 
+# What the pages tell people to type exists: commands of ./dev, scripts, services, and charts that render as installed.
+documented_commands() {
+  local pages=(README.md CONTRIBUTING.md docs/*.md docs/adr/*.md "$chart"/README.md Dockerfile docker-compose.yml)
+  local word failed=0 known services arguments
+  known=$(./dev help)
+  while read -r word; do
+    grep -qE "^  $word\b" <<<"$known" || { echo "./dev has no command $word"; failed=1; }
+  done < <(grep -hoP '\./dev \K[a-z][a-z-]*' "${pages[@]}" | sort -u)
+  while read -r word; do
+    [[ -e $word ]] || { echo "$word is not there"; failed=1; }
+  done < <(grep -hoP '(?<![\w/])scripts/[a-z_/]+\.(sh|py)' "${pages[@]}" | sort -u)
+  services=$(python -c 'import yaml; print(*yaml.safe_load(open("docker-compose.yml"))["services"], sep="\n")')
+  while read -r word; do
+    grep -qx "$word" <<<"$services" || { echo "docker-compose.yml has no service $word"; failed=1; }
+  done < <(grep -hoP 'docker compose run --rm \K[a-z]+' "${pages[@]}" | sort -u)
+  while read -r -a arguments; do
+    helm template "${arguments[@]}" --kube-version "$kubernetes" >/dev/null || { echo "helm install ${arguments[*]}"; failed=1; }
+  done < <(grep -hoP '^    helm install \K.*' "${pages[@]}")
+  return $failed
+}
+
 # Every flag in the chart and variable in the image is one that the server has: it stops at an unknown flag, but would
 # ignore an unknown variable.
 flags_exist() {
@@ -195,8 +214,10 @@ check "versions agree" "" versions_agree
 check "chart lint" helm chart_lint
 check "chart unit tests" "helm unittest" helm unittest --strict $chart
 check "chart refusals" helm chart_refusals
+check "chart switches" python python scripts/chart_switches.py $chart
 check "chart README" python chart_readme
-if git cat-file -e $former_chart 2>/dev/null; then
+check "documented commands" "helm python" documented_commands
+if bash scripts/former_chart.sh "$scratch" 2>/dev/null; then
   check "chart upgrade" "helm python" chart_upgrade
 else
   echo "SKIP chart upgrade (a checkout without history)"

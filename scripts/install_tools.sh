@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Installs the pinned tools that the checks and tests use, without touching the system.
 #
-#   scripts/install_tools.sh DEST
+#   scripts/install_tools.sh DEST [cluster]
 #
 # DEST/bin      helm, kubeconform, grpcurl, ghz, promtool, prometheus
 # DEST/venv     hadolint, shellcheck, yamllint, check-jsonschema, buf, Python gRPC
 # DEST/plugins  helm-unittest, for HELM_PLUGINS
 # DEST/schemas  Kubernetes and Prometheus operator schemas, for kubeconform
 # DEST/axe      axe-core, which judges the accessibility of a page
+#
+# With `cluster` also Kubernetes' own programs and CoreDNS into DEST/bin, for ./dev cluster: about ten minutes.
 #
 # A tool whose stamp matches its pin is skipped, so a second run takes no time. Needs go, Python's venv
 # module and, for promtool, apt-get with a package index.
@@ -29,6 +31,8 @@ GHZ=github.com/bojand/ghz/cmd/ghz@v0.93.0
 HELM_UNITTEST=github.com/helm-unittest/helm-unittest@v1.1.2
 PROMETHEUS_OPERATOR=github.com/prometheus-operator/prometheus-operator@v0.85.0
 KUBERNETES_VERSIONS=(1.30 1.34 1.37)  # the oldest that the chart supports, a current one, the newest
+KUBERNETES=1.34.4                     # what ./dev cluster runs
+COREDNS=github.com/coredns/coredns@v1.12.4
 PROMETHEUS=2.42.0                     # what Debian 12 has
 GO_MINOR=25                           # helm needs Go 1.25
 GO_TOOLCHAIN=golang.org/toolchain@v0.0.1-go1.26.0.linux-$(dpkg --print-architecture)
@@ -38,7 +42,8 @@ die() {
   exit 1
 }
 
-[[ $# == 1 ]] || die "usage: scripts/install_tools.sh DEST"
+[[ $# == 1 || ($# == 2 && $2 == cluster) ]] || die "usage: scripts/install_tools.sh DEST [cluster]"
+cluster=${2:-}
 scripts=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1/bin" "$1/stamps"
 dest=$(cd "$1" && pwd)
@@ -126,6 +131,22 @@ helm_unittest() {
   cp "$work/unittest/plugin.yaml" "$plugin/"
 }
 
+# Kubernetes replaces its parts by folders beside it, which `go install` refuses: a copy is built in which they are the
+# modules that those folders are published as.
+kubernetes() {
+  local source=$work/kubernetes part version=k8s.io/component-base/version
+  cp -r "$(module_dir "k8s.io/kubernetes@v$KUBERNETES")" "$source"
+  chmod -R u+w "$source"
+  (cd "$source" && rm -rf vendor go.work go.work.sum
+    sed -n 's|^\t\(k8s.io/[a-z0-9-]*\) => ./staging/.*|\1|p' go.mod | while read -r part; do
+      go mod edit -replace "$part=$part@v0.${KUBERNETES#1.}"
+    done
+    GOFLAGS="${GOFLAGS:-} -mod=mod -buildvcs=false" CGO_ENABLED=0 quiet_go build -trimpath \
+      -ldflags "-s -w -X $version.gitVersion=v$KUBERNETES -X $version.gitMajor=1 -X $version.gitMinor=${KUBERNETES:2:2}" \
+      -o "$dest/bin/" ./cmd/kube-apiserver ./cmd/kube-controller-manager ./cmd/kube-scheduler ./cmd/kube-proxy \
+      ./cmd/kubelet ./cmd/kubectl)
+}
+
 schemas() {
   local operator
   operator=$(module_dir "$PROMETHEUS_OPERATOR")/example/prometheus-operator-crd
@@ -157,4 +178,8 @@ ensure ghz "$GHZ" go_tool "$GHZ"
 ensure helm-unittest "$HELM_UNITTEST" helm_unittest
 ensure schemas "$KUBERNETES_VALIDATE $PROMETHEUS_OPERATOR ${KUBERNETES_VERSIONS[*]}" schemas
 ensure prometheus "$PROMETHEUS" prometheus
+if [[ -n $cluster ]]; then
+  ensure kubernetes "$KUBERNETES" kubernetes
+  ensure coredns "$COREDNS" go_tool "$COREDNS"
+fi
 echo "tools ready in $dest after $SECONDS s"

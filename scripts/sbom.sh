@@ -3,7 +3,8 @@
 #
 #   sbom.sh NAME VERSION PROGRAM...
 #
-# Runs in the image itself, so that it tells what is there: needs only sh, awk, ldd and dpkg-query.
+# Runs in the image itself, so that it tells what is there: needs only sh, awk, ldd, date and dpkg-query. Dated
+# SOURCE_DATE_EPOCH, in seconds, where that is set.
 set -eu
 name=$1 version=$2
 shift 2
@@ -19,7 +20,7 @@ done | sort -u)
 
 # shellcheck disable=SC2086  # one package a word
 dpkg-query --show --showformat '${Package} ${Version} ${Architecture}\n' $packages |
-  awk -v name="$name" -v version="$version" -v created="$(date -u +%Y-%m-%dT%H:%M:%SZ)" '
+  awk -v name="$name" -v version="$version" -v created="$(date -u -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}" +%Y-%m-%dT%H:%M:%SZ)" '
     function package(id, name, version, purl) {
       return sprintf("    {\"SPDXID\": \"SPDXRef-%s\", \"name\": \"%s\", \"versionInfo\": \"%s\", " \
         "\"downloadLocation\": \"NOASSERTION\"%s}", id, name, version, purl)

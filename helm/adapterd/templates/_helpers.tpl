@@ -22,6 +22,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- /* The labels and more of the values', as {context, labels}; the chart's own win, because selectors are among them. */ -}}
+{{- define "adapterd.labelsAnd" -}}
+{{ merge (include "adapterd.labels" (index . 0) | fromYaml) (index . 1) | toYaml }}
+{{- end -}}
+
 {{- define "adapterd.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "adapterd.fullname" .) .Values.serviceAccount.name -}}
