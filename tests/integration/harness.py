@@ -338,6 +338,10 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode(), error.headers
 
+    def is_plain(self):
+        """Whether it was built without a sanitizer."""
+        return "libasan" not in Path(f"/proc/{self.process.pid}/maps").read_text()
+
     def metrics(self):
         """{(name, frozenset of label pairs): value} of one scrape."""
         samples = {}
