@@ -9,7 +9,7 @@
 namespace adapterd::bench {
 namespace {
 
-constexpr char kApply[] = "/adapterd.v1.ProjectionService/ApplyProjection";
+constexpr char kHealth[] = "/grpc.health.v1.Health/Check";
 constexpr char kMerge[] = "/adapterd.v1.MergeService/Merge";
 constexpr std::chrono::seconds kDeadline{60};
 
@@ -36,12 +36,19 @@ RawClient::~RawClient() {
 
 absl::Status RawClient::Apply(const grpc::ByteBuffer& request, size_t reply_bytes,
                               grpc::ByteBuffer& reply) {
-  return Call(kApply, request, reply_bytes, reply);
+  return Call(kApplyMethod, request, reply_bytes, reply);
 }
 
 absl::Status RawClient::Merge(const grpc::ByteBuffer& request, size_t reply_bytes,
                               grpc::ByteBuffer& reply) {
   return Call(kMerge, request, reply_bytes, reply);
+}
+
+absl::Status RawClient::CheckHealth() {
+  grpc::Slice empty;  // the message of a request for the whole server
+  const grpc::ByteBuffer request(&empty, 1);
+  grpc::ByteBuffer reply;
+  return Call(kHealth, request, 0, reply);
 }
 
 absl::Status RawClient::Call(const char* method, const grpc::ByteBuffer& request,

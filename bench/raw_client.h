@@ -13,6 +13,8 @@
 
 namespace adapterd::bench {
 
+inline constexpr char kApplyMethod[] = "/adapterd.v1.ProjectionService/ApplyProjection";
+
 // A connection that nobody else shares, to HOST:PORT or unix:PATH.
 std::shared_ptr<grpc::Channel> ConnectAlone(const std::string& address);
 
@@ -27,6 +29,8 @@ class RawClient {
   // bytes; 0 accepts any.
   absl::Status Apply(const grpc::ByteBuffer& request, size_t reply_bytes, grpc::ByteBuffer& reply);
   absl::Status Merge(const grpc::ByteBuffer& request, size_t reply_bytes, grpc::ByteBuffer& reply);
+  // Whether the process lives.
+  absl::Status CheckHealth();
 
  private:
   absl::Status Call(const char* method, const grpc::ByteBuffer& request, size_t reply_bytes,

@@ -17,6 +17,7 @@ std::span<const Suite> AllSuites() {
        RunComposeSuite},
       {"rpc", "a server over loopback TCP and a Unix socket, against raw echoes of the same bytes",
        RunRpcSuite},
+      {"overload", "three times as many requests as a server can serve", RunOverloadSuite},
       {"fleet", "a server that knows ten thousand adapters and has memory for a thousand",
        RunFleetSuite},
   };

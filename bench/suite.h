@@ -34,6 +34,7 @@ absl::Status RunMergeSuite(SuiteContext& context);
 absl::Status RunForwardSuite(SuiteContext& context);
 absl::Status RunComposeSuite(SuiteContext& context);
 absl::Status RunRpcSuite(SuiteContext& context);
+absl::Status RunOverloadSuite(SuiteContext& context);
 absl::Status RunFleetSuite(SuiteContext& context);
 
 }  // namespace adapterd::bench

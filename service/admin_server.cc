@@ -91,6 +91,11 @@ absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const HostPort& 
     response.set_content(ready ? "ready\n" : "not ready\n", kTextType);
   });
   ServeStatusPage(pages, server);
+  for (const auto& [name, page] : pages.debug) {
+    server.Get("/debug/" + name, [page = page](const httplib::Request&, httplib::Response& reply) {
+      SetPage(reply, page(), "application/json");
+    });
+  }
   admin->port_ = address.port;
   if (address.port == 0) {
     admin->port_ = server.bind_to_any_port(address.host);

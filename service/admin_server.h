@@ -1,8 +1,9 @@
-// HTTP for operators: /metrics, /healthz, /readyz, and the status page at /.
+// HTTP for operators: /metrics, /healthz, /readyz, the status page at /, and pages below /debug/.
 #ifndef ADAPTERD_SERVICE_ADMIN_SERVER_H_
 #define ADAPTERD_SERVICE_ADMIN_SERVER_H_
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -22,6 +23,8 @@ struct AdminPages {
   std::function<std::string()> metrics;  // Prometheus text
   std::function<bool()> ready;           // start-up loads are done and the server is not draining
   std::function<std::string(const StatusQuery&)> status;  // JSON for the status page
+  // JSON, by path below /debug/. Empty: there are none.
+  std::map<std::string, std::function<std::string()>> debug;
 };
 
 // Serves on threads of its own from Start until the destructor.

@@ -61,11 +61,11 @@ CallRecord::CallRecord(RpcEnvironment& environment, RpcMetrics& metrics, Plane p
       plane_(plane),
       context_(context),
       request_bytes_(request_bytes),
-      request_id_(RequestId(*context)),
-      entered_(environment.open_calls.Enter()),
+      open_{metrics.service(), metrics.method(), RequestId(*context), absl::Now()},
+      entered_(environment.open_calls.Enter(open_)),
       rule_(FindMethodRule(metrics.service(), metrics.method())) {
   metrics.Started();
-  context->AddTrailingMetadata(kRequestIdHeader, request_id_);
+  context->AddTrailingMetadata(kRequestIdHeader, open_.request_id);
 }
 
 absl::Status CallRecord::Admit() {
@@ -112,7 +112,7 @@ grpc::Status CallRecord::End(const absl::Status& status, int64_t response_bytes)
   if (status.code() == absl::StatusCode::kCancelled && deadline() <= absl::Now()) {
     final_status = absl::DeadlineExceededError("the deadline passed");
   }
-  const absl::Duration duration = absl::Now() - start_;
+  const absl::Duration duration = absl::Now() - open_.start;
   metrics_.Handled(final_status.code(), duration);
   if (!final_status.ok()) {
     environment_.metrics.Rejected(ReasonName(GetErrorDetails(final_status).reason));
@@ -123,7 +123,7 @@ grpc::Status CallRecord::End(const absl::Status& status, int64_t response_bytes)
 }
 
 void CallRecord::Left() {
-  if (entered_) environment_.open_calls.Leave();
+  if (entered_) environment_.open_calls.Leave(open_);
 }
 
 void CallRecord::Log(const absl::Status& status, absl::Duration duration, int64_t response_bytes) {
@@ -144,7 +144,7 @@ void CallRecord::Log(const absl::Status& status, absl::Duration duration, int64_
   fields.emplace_back("ms", absl::ToDoubleMilliseconds(duration));
   fields.emplace_back("request_bytes", request_bytes_);
   if (status.ok()) fields.emplace_back("response_bytes", response_bytes);
-  fields.emplace_back("request_id", request_id_);
+  fields.emplace_back("request_id", open_.request_id);
   if (const auto trace = ParseTraceparent(SingleHeader(*context_, kTraceparentHeader))) {
     fields.emplace_back("trace_id", trace->trace_id);
     fields.emplace_back("parent_id", trace->parent_id);
@@ -164,7 +164,7 @@ void CallRecord::Audit(const absl::Status& status) {
   record.fields = std::move(audit_fields_);
   record.code = CodeLabel(status.code());
   if (!status.ok()) record.reason = ReasonName(GetErrorDetails(status).reason);
-  record.request_id = request_id_;
+  record.request_id = open_.request_id;
   environment_.audit->Write(record);
 }
 

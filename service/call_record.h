@@ -99,8 +99,7 @@ class CallRecord {
   const Plane plane_;
   grpc::CallbackServerContext* const context_;
   int64_t request_bytes_;  // so far
-  const absl::Time start_ = absl::Now();
-  const std::string request_id_;
+  OpenCalls::Call open_;
   const bool entered_;              // into open_calls
   const MethodRule* const rule_;    // null: there is none
   uint64_t policy_generation_ = 0;  // that it was admitted by

@@ -11,6 +11,7 @@
 #include "core/tensor/buffer_pool.h"
 #include "service/admission.h"
 #include "service/call_record.h"
+#include "service/queue_limit.h"
 
 namespace adapterd {
 
@@ -20,6 +21,7 @@ struct DataPlane {
   AdapterRegistry& registry;
   const Kernels& kernels;
   ThreadPool& workers;
+  QueueLimit& queue_limit;  // of the workers
   Admission& admission;
   BufferPool& buffers;  // of tensors in requests and replies
   HostedBases& bases;

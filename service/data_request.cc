@@ -5,6 +5,16 @@
 #include "core/base/status_macros.h"
 
 namespace adapterd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
+
+// Not by absl::Now(), which may take seconds to notice that the time of day has jumped.
+DataRequest::DataRequest(DataPlane& plane, absl::Time deadline)
+    : plane_(plane),
+      deadline_(Clock::now() + (absl::ToChronoTime(deadline) - std::chrono::system_clock::now())) {}
 
 void DataRequest::Start(int64_t bytes) {
   if (const absl::Status wanted = CheckWanted(); !wanted.ok()) return Answer(wanted);
@@ -12,7 +22,7 @@ void DataRequest::Start(int64_t bytes) {
   if (!admitted.ok()) return Answer(admitted.status());
   admitted_ = *std::move(admitted);
   if (bytes <= kShortRequestBytes) return Begin(Place::kGrpcThread);
-  Enqueue([this] { Begin(Place::kWorker); });
+  EnqueueIfThereIsRoom([this] { Begin(Place::kWorker); });
 }
 
 void DataRequest::Cancel() {
@@ -53,15 +63,23 @@ void DataRequest::Wait(Needs needs) {
   if (cancellation_.IsCancelled()) plane_.registry.Cancel(ticket);
 }
 
+void DataRequest::EnqueueIfThereIsRoom(absl::AnyInvocable<void()> step) {
+  if (const absl::Status room = plane_.queue_limit.Check(); !room.ok()) return Answer(room);
+  Enqueue(std::move(step));
+}
+
 void DataRequest::Enqueue(absl::AnyInvocable<void()> step) {
   plane_.workers.Submit(
-      [self = shared_from_this(), step = std::move(step), submitted = absl::Now()]() mutable {
-        self->queued_ += absl::Now() - submitted;
-        if (const absl::Status wanted = self->CheckWanted(); !wanted.ok()) {
+      [self = shared_from_this(), step = std::move(step), submitted = Clock::now()]() mutable {
+        const Clock::time_point begin = Clock::now();
+        self->queued_ += absl::FromChrono(begin - submitted);
+        if (const absl::Status wanted = self->CheckWanted(); wanted.ok()) {
+          step();
+        } else {
           step = nullptr;  // lets go of what it holds before the answer
-          return self->Answer(wanted);
+          self->Answer(wanted);
         }
-        step();
+        self->plane_.queue_limit.Ran(absl::FromChrono(Clock::now() - begin));
       });
 }
 
@@ -75,7 +93,7 @@ void DataRequest::Proceed(Handles handles, Place place) {
   });
   if (!prepared.ok()) return Answer(prepared);
   if (place == Place::kWorker || flops <= plane_.short_flops) return Finish();
-  Enqueue([this] { Finish(); });
+  EnqueueIfThereIsRoom([this] { Finish(); });
 }
 
 void DataRequest::Finish() {
@@ -83,7 +101,7 @@ void DataRequest::Finish() {
 }
 
 absl::Status DataRequest::CheckWanted() const {
-  if (absl::Now() >= deadline_) return absl::DeadlineExceededError("the deadline passed");
+  if (Clock::now() >= deadline_) return absl::DeadlineExceededError("the deadline passed");
   return cancellation_.Check();
 }
 

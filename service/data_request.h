@@ -2,6 +2,7 @@
 #ifndef ADAPTERD_SERVICE_DATA_REQUEST_H_
 #define ADAPTERD_SERVICE_DATA_REQUEST_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -44,7 +45,7 @@ class DataRequest : public std::enable_shared_from_this<DataRequest> {
   };
 
   // Past `deadline` it is not begun.
-  DataRequest(DataPlane& plane, absl::Time deadline) : plane_(plane), deadline_(deadline) {}
+  DataRequest(DataPlane& plane, absl::Time deadline);
 
   virtual absl::StatusOr<Needs> Parse() = 0;
   // With a handle for each adapter, in order; empty ones for disabled adapters that are skipped.
@@ -71,12 +72,14 @@ class DataRequest : public std::enable_shared_from_this<DataRequest> {
   void Proceed(Handles handles, Place place);
   void Finish();
   void Wait(Needs needs) ABSL_LOCKS_EXCLUDED(mutex_);
+  // OVERLOADED is the answer when too much waits already.
+  void EnqueueIfThereIsRoom(absl::AnyInvocable<void()> step);
   // Runs `step` on a worker unless it is too late by then.
   void Enqueue(absl::AnyInvocable<void()> step);
   absl::Status CheckWanted() const;
 
   DataPlane& plane_;
-  const absl::Time deadline_;
+  const std::chrono::steady_clock::time_point deadline_;  // the time of day may jump
   Cancellation cancellation_;
   absl::Duration queued_;
   Admission::Ticket admitted_;

@@ -236,6 +236,7 @@ void AddSecurityFlags(Flags& flags, ServerOptions& o) {
              o.audit_log);
   flags.Switch("insecure", "allow plain text beyond loopback", o.insecure);
   flags.Switch("admin-insecure", "allow it for admin HTTP alone", o.admin_insecure);
+  flags.Switch("debug-pages", "open calls and queues at /debug/ of admin HTTP", o.debug_pages);
 }
 
 absl::Status InvalidOption(std::string message) {

@@ -37,6 +37,7 @@ struct ServerOptions {
   std::string public_id_template = "{base}:{name}";
   bool insecure = false;        // plain text beyond loopback
   bool admin_insecure = false;  // the same, for admin HTTP alone
+  bool debug_pages = false;     // on admin HTTP
   std::string tls_cert;         // path; empty: gRPC is plain text
   std::string tls_key;
   std::string tls_client_ca;   // path; empty: clients show no certificates

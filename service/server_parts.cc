@@ -10,6 +10,7 @@
 #include "core/base/status_macros.h"
 #include "core/merge/output_folder.h"
 #include "service/collectors.h"
+#include "service/debug_pages.h"
 #include "service/projection_plan.h"
 #include "service/short_work.h"
 
@@ -102,6 +103,7 @@ ServerParts::ServerParts(const ServerOptions& server_options, ServerStorage open
       environment{metrics, logger, options.max_message_bytes},
       info(ServerInfo(options, kernels, *storage.adapters, *storage.models)),
       workers("compute", options.threads, PrepareComputeThread),
+      queue_limit(workers),
       control_pool("control", kControlThreads),
       export_pool("export", kExportThreads),
       making_pool("make", kMakingThreads, PrepareComputeThread),
@@ -114,7 +116,8 @@ ServerParts::ServerParts(const ServerOptions& server_options, ServerStorage open
                     making_pool,  info,
                     draining,     storage.content.get(),
                     collector,    options.max_upload_bytes},
-      data_plane{environment, registry, kernels, workers, admission, buffers, bases, dora_gains},
+      data_plane{environment, registry, kernels, workers,   queue_limit,
+                 admission,   buffers,  bases,   dora_gains},
       checkpoint_plane{environment,
                        registry,
                        merge_pool,
@@ -172,6 +175,18 @@ AdminPages ServerParts::MakePages() {
     for (auto& family : CollectProcess()) more.push_back(std::move(family));
     return metrics.Text(more);
   };
+  if (options.debug_pages) {
+    pages.debug["calls"] = [this] { return CallsJson(environment.open_calls, absl::Now()); };
+    pages.debug["pools"] = [this] {
+      return PoolsJson({{"compute", &workers},
+                        {"io", &io_pool},
+                        {"control", &control_pool},
+                        {"export", &export_pool},
+                        {"make", &making_pool},
+                        {"merge", &merge_pool},
+                        {"merge-help", &merge_helpers}});
+    };
+  }
   return pages;
 }
 

@@ -75,6 +75,7 @@ class ServerParts {
   RpcEnvironment environment;
   const v1::GetServerInfoResponse info;
   ThreadPool workers;
+  QueueLimit queue_limit;
   ThreadPool control_pool;
   ThreadPool export_pool;
   ThreadPool making_pool;

@@ -1,6 +1,7 @@
 """Attacks and faults from outside. After each of them an honest client is answered rightly, and what the
 attack took is given back. docs/attacks.md lists these and the ones that other tests make."""
 import json
+import os
 import re
 import resource
 import socket
@@ -24,16 +25,19 @@ TABLE = TESTS.parent / "docs/attacks.md"
 IDLE_CONNECTIONS = 2000
 RESETS = 2000
 HANDSHAKE = 10  # seconds that a client has to begin
+SPARE_ADDRESSES = 32 << 20  # bytes that may still be mapped
 KEPT = 64 << 20  # bytes that the server's buffers and allocator may hold on to
 
 
 class AttackTest(ServerTest):
     flags = ()
+    environment = None
 
     def setUp(self):
         self.root = self.folder()
         self.truth = exact_adapter(self.root / "a", SMALL, seed=1)
-        self.server = self.start(f"--adapter-root={self.root}", "--log-format=json", *self.flags)
+        self.server = self.start(f"--adapter-root={self.root}", "--log-format=json", *self.flags,
+                                 environment=self.environment)
         self.client = self.server.client
         self.client.load("a", "a")
         self.honest()
@@ -223,6 +227,56 @@ class ResourceTest(AttackTest):
             server.client.adapters.UploadAdapter(iter([start, chunk, chunk]), timeout=PATIENCE)
         self.assertEqual(failure_of(caught.exception).status, "RESOURCE_EXHAUSTED/STORAGE_FULL")
         self.assertEqual(list(server.client.list().adapters), [])
+
+
+    def test_without_memory_requests_and_loads_are_refused(self):
+        if not self.server.is_plain():
+            self.skipTest("a sanitizer takes all addresses for itself")
+        status = Path(f"/proc/{self.server.process.pid}/status").read_text()
+        mapped = int(re.search(r"VmSize:\s+(\d+)", status)[1]) * 1024
+        exact_adapter(self.root / "big", {Q0: (1 << 15, 1 << 15, 256)}, seed=2)
+        self.limit("as", mapped + SPARE_ADDRESSES)
+        x = array(np.zeros((2 * SPARE_ADDRESSES // 32, SMALL[Q0][0]))).proto()
+        for call in (lambda: self.client.load("big", "big"),
+                     lambda: self.client.apply(apply_request("a", Q0, x))):
+            self.refused("RESOURCE_EXHAUSTED/MEMORY_BUDGET_EXCEEDED", call)
+        self.client.load("b", "a")
+        self.honest()
+
+
+class ClockTest(AttackTest):
+    """The time of day jumps, forth and back, by hours and by years."""
+
+    def setUp(self):
+        library = os.environ.get("ADAPTERD_JUMPING_CLOCK")
+        if library is None:
+            self.skipTest("no library to preload is given, as in a sanitizer's build")
+        self.clock = self.folder() / "clock"
+        self.jump(0)
+        self.environment = {"LD_PRELOAD": library, "JUMPING_CLOCK": str(self.clock)}
+        super().setUp()
+
+    def jump(self, seconds):
+        fresh = self.clock.with_suffix(".new")
+        fresh.write_text(str(seconds))
+        os.replace(fresh, self.clock)
+
+    def test_calls_are_served_after_each_jump(self):
+        watch = self.client.watch()
+        for i, seconds in enumerate((3600, -3600, 365 * 86400, -20 * 365 * 86400, 0)):
+            self.jump(seconds)
+            for _ in range(20):
+                self.honest()
+            self.client.load(f"b{i}", "a")
+            self.assertEqual(next(watch).event.adapter.name, f"b{i}")
+            self.client.unload(f"b{i}")
+            next(watch)
+            self.assertEqual(self.server.http("/readyz")[0], 200)
+        watch.cancel()
+        self.survives()
+        self.jump(-3600)
+        self.server.terminate()
+        self.assertEqual(self.server.wait()[0], 0)
 
 
 class StopTest(AttackTest):

@@ -123,12 +123,15 @@ def failure_of(error):
 
 
 class Client:
-    """One connection, and the API in the words of the tests."""
+    """One connection, and the API in the words of the tests. `credentials`: of TLS."""
 
-    def __init__(self, target):
-        self.channel = grpc.insecure_channel(target, options=[
-            ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
-            ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)])
+    def __init__(self, target, credentials=None):
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
+                   ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        if credentials is None:
+            self.channel = grpc.insecure_channel(target, options)
+        else:
+            self.channel = grpc.secure_channel(target, credentials, options)
         self.adapters = adapter_service_pb2_grpc.AdapterServiceStub(self.channel)
         self.projections = projection_service_pb2_grpc.ProjectionServiceStub(self.channel)
         self.merges = merge_service_pb2_grpc.MergeServiceStub(self.channel)
@@ -334,6 +337,10 @@ class Server:
                 return reply.status, reply.read().decode(), reply.headers
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode(), error.headers
+
+    def is_plain(self):
+        """Whether it was built without a sanitizer."""
+        return "libasan" not in Path(f"/proc/{self.process.pid}/maps").read_text()
 
     def metrics(self):
         """{(name, frozenset of label pairs): value} of one scrape."""

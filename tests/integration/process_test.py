@@ -94,5 +94,36 @@ class LogTest(ServerTest):
         until(lambda: len(self.lines(server, "GetServerInfo")) == 1, "the line")
 
 
+class DebugPagesTest(ServerTest):
+    def test_without_the_flag_there_are_none(self):
+        server = self.start()
+        for path in ("/debug/calls", "/debug/pools", "/debug/", "/debug"):
+            self.assertEqual(server.http(path)[0], 404)
+
+    def test_open_calls_are_told_by_method_and_age(self):
+        server = self.start("--debug-pages")
+        self.assertEqual(json.loads(server.http("/debug/calls")[1]),
+                         {"open": 0, "methods": [], "oldest": []})
+        watches = [server.client.watch() for _ in range(2)]
+        told = json.loads(server.http("/debug/calls")[1])
+        self.assertEqual(told["open"], 2)
+        [method] = told["methods"]
+        self.assertEqual((method["method"], method["open"]),
+                         ("adapterd.v1.AdapterService/WatchAdapters", 2))
+        first, second = told["oldest"]
+        self.assertGreaterEqual(first["seconds"], second["seconds"])
+        self.assertEqual(first["seconds"], method["oldest_seconds"])
+        self.assertNotEqual(first["request_id"], second["request_id"])
+        for watch in watches:
+            watch.cancel()
+        until(lambda: json.loads(server.http("/debug/calls")[1])["open"] == 0, "the calls to end")
+
+    def test_pools_tell_their_threads_and_queues(self):
+        server = self.start("--debug-pages", "--threads=3")
+        pools = {pool.pop("pool"): pool for pool in json.loads(server.http("/debug/pools")[1])["pools"]}
+        self.assertEqual(pools["compute"], {"threads": 3, "queued": 0})
+        self.assertLessEqual({"io", "control", "export", "make", "merge"}, set(pools))
+
+
 if __name__ == "__main__":
     unittest.main()

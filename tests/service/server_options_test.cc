@@ -92,6 +92,7 @@ std::vector<Knob> Knobs() {
       {"audit-log", "-", [](const O& o) { return o.audit_log == "-"; }},
       {"insecure", "true", [](const O& o) { return o.insecure; }},
       {"admin-insecure", "true", [](const O& o) { return o.admin_insecure; }},
+      {"debug-pages", "true", [](const O& o) { return o.debug_pages; }},
   };
 }
 
@@ -113,6 +114,7 @@ TEST(ServerOptionsTest, DefaultsFollowTheHost) {
   EXPECT_EQ(options.public_id_template, "{base}:{name}");
   EXPECT_FALSE(options.insecure);
   EXPECT_FALSE(options.admin_insecure);
+  EXPECT_FALSE(options.debug_pages);
   EXPECT_EQ(options.tls_cert, "");
   EXPECT_EQ(options.access_policy, "");
   EXPECT_EQ(options.log_format, LogFormat::kText);

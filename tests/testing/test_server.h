@@ -74,8 +74,8 @@ class TestServer {
         control_plane_{environment_,  registry_,      kernels_,     io_pool_,
                        control_pool_, export_pool_,   making_pool_, info_,
                        draining_,     content_.get(), collector_,   options.max_upload_bytes},
-        data_plane_{environment_, registry_, kernels_,    workers_,           admission_,
-                    buffers_,     bases_,    dora_gains_, options.short_flops},
+        data_plane_{environment_, registry_, kernels_, workers_,    queue_limit_,
+                    admission_,   buffers_,  bases_,   dora_gains_, options.short_flops},
         adapter_service_(control_plane_),
         projection_service_(data_plane_),
         merge_service_(data_plane_, checkpoint_plane_),
@@ -272,6 +272,7 @@ class TestServer {
   RpcEnvironment environment_;
   const v1::GetServerInfoResponse info_;
   ThreadPool workers_;
+  QueueLimit queue_limit_{workers_};
   ThreadPool control_pool_;
   ThreadPool export_pool_;
   ThreadPool making_pool_;
