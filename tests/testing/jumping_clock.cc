@@ -46,5 +46,4 @@ time_t time(time_t* out) noexcept {
   if (out != nullptr) *out = precise.tv_sec;
   return precise.tv_sec;
 }
-
 }

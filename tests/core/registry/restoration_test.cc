@@ -58,11 +58,13 @@ TEST_P(RestorationTest, ItsManifestIsReadWithoutBringingItBack) {
 TEST_P(RestorationTest, AManifestIsThatOfTheRevisionAskedForOrNone) {
   EXPECT_THAT(registry_->ReadManifest("y", RevisionOf("x"), Cancellation()),
               HasReason(Reason::kAdapterNotFound));
-  EXPECT_THAT(registry_->ReadManifest("x", std::string(64, '0'), Cancellation()),
-              AllOf(HasReason(Reason::kRevisionMismatch), HasErrorMetadata("adapter", "x")));
+  EXPECT_THAT(
+      registry_->ReadManifest("x", std::string(64, '0'), Cancellation()),
+      ::testing::AllOf(HasReason(Reason::kRevisionMismatch), HasErrorMetadata("adapter", "x")));
   ChangeX(ContentOf("other", 2));
-  EXPECT_THAT(registry_->ReadManifest("x", RevisionOf("x"), Cancellation()),
-              AllOf(HasReason(Reason::kAdapterFailed), HasErrorMetadata("adapter", "x")));
+  EXPECT_THAT(
+      registry_->ReadManifest("x", RevisionOf("x"), Cancellation()),
+      ::testing::AllOf(HasReason(Reason::kAdapterFailed), HasErrorMetadata("adapter", "x")));
   EXPECT_EQ(StateOf("x"), AdapterState::kEvicted);  // whoever uses it finds out
 }
 
