@@ -6,6 +6,7 @@ bool OpenCalls::Enter(Call& call) {
   absl::MutexLock lock(&mutex_);
   if (closed_) return false;
   call.previous = last_;
+  call.next = nullptr;
   (last_ == nullptr ? first_ : last_->next) = &call;
   last_ = &call;
   return true;

@@ -15,7 +15,7 @@ namespace adapterd {
 inline constexpr absl::Duration kMaxQueueWait = absl::Milliseconds(100);
 // Of each worker: so few are let in however long they take, because they may be all the clients
 // that there are, each of which waits for its answer.
-inline constexpr int kPatientJobs = 64;
+inline constexpr int kPatientJobs = 128;
 
 // Any thread.
 class QueueLimit {

@@ -12,7 +12,7 @@ from harness import PATIENCE, ServerTest, failure_of, until
 from tensors import array, from_proto
 import health_pb2
 
-PATIENT_JOBS = 64  # of the one thread; so many are let in however long they take
+PATIENT_JOBS = 128  # of the one thread; so many are let in however long they take
 OFFERED = 400
 SECONDS = 0.01  # of each request
 GROWTH = 64 << 20

@@ -37,10 +37,10 @@ class QueueLimitTest : public ::testing::Test {
 };
 
 TEST_F(QueueLimitTest, WhatWouldWaitTooLongIsRefused) {
-  JobsTook(absl::Milliseconds(1));
-  Queue(199);  // 199 jobs of 1 ms on two threads
+  JobsTook(absl::Microseconds(500));
+  Queue(399);  // jobs of half a millisecond on two threads
   EXPECT_THAT(limit_.Check(), IsOk());
-  Queue(202);
+  Queue(402);
   EXPECT_THAT(limit_.Check(), HasReason(Reason::kOverloaded));
 }
 
