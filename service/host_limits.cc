@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 #include <sstream>
+#include <string_view>
 
 namespace adapterd {
 namespace {
@@ -68,6 +69,37 @@ double CpuQuota(const std::string& folder) {
   return std::numeric_limits<double>::infinity();
 }
 
+// "key value" lines, as of memory.stat.
+int64_t ReadField(const std::string& path, std::string_view key) {
+  std::ifstream file(path);
+  std::string found;
+  for (int64_t value = 0; file >> found >> value;) {
+    if (found == key) return value;
+  }
+  return 0;
+}
+
+struct MemoryFiles {
+  const char* limit;
+  const char* used;
+  const char* droppable;  // field of memory.stat
+};
+constexpr MemoryFiles kMemoryV1 = {"/memory.limit_in_bytes", "/memory.usage_in_bytes",
+                                   "total_inactive_file"};
+constexpr MemoryFiles kMemoryV2 = {"/memory.max", "/memory.current", "inactive_file"};
+
+std::optional<MemoryUse> UseIn(const std::string& folder, const MemoryFiles& files) {
+  const int64_t limit = ReadLimit(folder + files.limit);
+  const int64_t used = ReadLimit(folder + files.used);
+  if (limit == kNone || used == kNone) return std::nullopt;
+  const int64_t droppable = ReadField(folder + "/memory.stat", files.droppable);
+  return MemoryUse{std::max<int64_t>(0, used - droppable), limit};
+}
+
+double Share(const MemoryUse& use) {
+  return static_cast<double>(use.used_bytes) / static_cast<double>(use.limit_bytes);
+}
+
 }  // namespace
 
 HostLimits ReadHostLimits(const std::string& root) {
@@ -92,6 +124,16 @@ HostLimits ReadHostLimits(const std::string& root) {
   limits.memory_bytes = memory;
   limits.cpus = std::max(1, cpus < allowed ? static_cast<int>(cpus + 0.999) : allowed);
   return limits;
+}
+
+std::optional<MemoryUse> ReadMemoryUse(const std::string& root) {
+  const std::string mount = root + "/sys/fs/cgroup";
+  std::optional<MemoryUse> tightest = UseIn(mount + "/memory", kMemoryV1);
+  ForEachLevel(mount, CgroupV2Path(root), [&](const std::string& folder) {
+    const auto use = UseIn(folder, kMemoryV2);
+    if (use && (!tightest || Share(*use) > Share(*tightest))) tightest = use;
+  });
+  return tightest;
 }
 
 }  // namespace adapterd

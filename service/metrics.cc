@@ -126,7 +126,10 @@ Metrics::Metrics()
                         "Times that the access policy was read, by result: taken_over, failed.")),
       audit_failures_(CounterFamily(registry_, "adapterd_audit_failures_total",
                                     "Changes whose line could not be written to the audit log.")
-                          .Add({})) {
+                          .Add({})),
+      memory_pressures_(CounterFamily(registry_, "adapterd_memory_pressure_total",
+                                      "Times that the memory of the cgroup was nearly used up.")
+                            .Add({})) {
   for (const char* stage : {"queue", "parse", "compute", "serialize"}) {
     stages_.push_back(&stage_seconds_.Add({{"stage", stage}}, kStage));
   }

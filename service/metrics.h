@@ -76,6 +76,7 @@ class Metrics {
   // The policy file was read, and could be taken over or not.
   void PolicyRead(bool ok);
   void AuditFailed() { audit_failures_.Increment(); }
+  void MemoryPressure() { memory_pressures_.Increment(); }
   prometheus::Gauge& inflight_bytes() { return inflight_bytes_; }
 
   // Of every method that was looked up, by service and method.
@@ -99,6 +100,7 @@ class Metrics {
   prometheus::Family<prometheus::Counter>& rejected_;
   prometheus::Family<prometheus::Counter>& policy_reads_;
   prometheus::Counter& audit_failures_;
+  prometheus::Counter& memory_pressures_;
 
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::unique_ptr<RpcMetrics>> rpcs_ ABSL_GUARDED_BY(mutex_);

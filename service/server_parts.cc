@@ -1,6 +1,7 @@
 #include "service/server_parts.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <random>
@@ -126,7 +127,8 @@ ServerParts::ServerParts(const ServerOptions& server_options, ServerStorage open
       adapter_service(control_plane),
       projection_service(data_plane),
       merge_service(data_plane, checkpoint_plane),
-      base_model_service(control_plane, bases) {
+      base_model_service(control_plane, bases),
+      memory_pressure([] { return ReadMemoryUse(); }, MakeRelief()) {
   registry.Restore(std::move(storage.records));
 }
 
@@ -159,6 +161,24 @@ AdapterOpener ServerParts::MakeOpener() const {
   return OpenWatchedAndOthers(
       storage.watched, storage.models,
       OpenFromRoots(storage.adapters, storage.models, stored, bases.Finder()));
+}
+
+MemoryPressure::Relief ServerParts::MakeRelief() {
+  MemoryPressure::Relief relief;
+  relief.began = [this](const MemoryUse& use) {
+    metrics.MemoryPressure();
+    logger.Log(LogLevel::kWarning, "memory_pressure",
+               {{"used_bytes", use.used_bytes}, {"limit_bytes", use.limit_bytes}});
+  };
+  relief.drop_caches = [this] {
+    buffers.DropIdle();
+    malloc_trim(0);
+  };
+  relief.evict = [this](int64_t bytes) {
+    registry.EvictUnused(bytes);
+    malloc_trim(0);
+  };
+  return relief;
 }
 
 AdminPages ServerParts::MakePages() {

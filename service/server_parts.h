@@ -18,6 +18,7 @@
 #include "service/admin_server.h"
 #include "service/base_model_service.h"
 #include "service/folder_mode.h"
+#include "service/memory_pressure.h"
 #include "service/merge_service.h"
 #include "service/projection_service.h"
 #include "service/server_options.h"
@@ -94,10 +95,12 @@ class ServerParts {
   std::string admin_address;
   std::unique_ptr<AdminServer> admin;
   std::unique_ptr<FolderWatch> folder_watch;  // null without --watch-adapters
+  MemoryPressure memory_pressure;
 
  private:
   RegistryOptions MakeRegistryOptions();
   AdapterOpener MakeOpener() const;
+  MemoryPressure::Relief MakeRelief();
   AdminPages MakePages();
 };
 

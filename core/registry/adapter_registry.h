@@ -144,6 +144,8 @@ class AdapterRegistry {
 
   // Evicts down to it as far as possible; what is in use stays until more memory is needed.
   void SetMemoryBudget(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Evicts what was unused longest, until so many bytes are free or there is nothing to evict.
+  void EvictUnused(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   const MemoryBudget& budget() const { return *budget_; }
 
   EventLog& events() { return events_; }

@@ -173,11 +173,16 @@ absl::StatusOr<Reservation> AdapterRegistry::ReserveFor(int64_t bytes, const Ent
 
 void AdapterRegistry::SetMemoryBudget(int64_t bytes) {
   budget_->SetLimit(bytes);
+  EvictUnused(budget_->used() - bytes);
+  Unpark();
+}
+
+void AdapterRegistry::EvictUnused(int64_t bytes) {
+  const int64_t wanted = budget_->used() - bytes;
   // All at once goes what makes enough room; if nothing does, one after the other.
-  for (int64_t missing; (missing = budget_->used() - bytes) > 0;) {
+  for (int64_t missing; (missing = budget_->used() - wanted) > 0;) {
     if (!Evict(missing, nullptr, nullptr) && !Evict(1, nullptr, nullptr)) break;
   }
-  Unpark();
 }
 
 }  // namespace adapterd

@@ -72,6 +72,12 @@ class BufferPool::Shelves {
     idle_bytes_ += capacity;
   }
 
+  void DropIdle() ABSL_LOCKS_EXCLUDED(mutex_) {
+    std::vector<AlignedBuffer> dropped;  // freed after the lock
+    absl::MutexLock lock(&mutex_);
+    while (idle_bytes_ > 0) dropped.push_back(DropOldest());
+  }
+
   int64_t idle_bytes() const ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     return idle_bytes_;
@@ -113,6 +119,8 @@ BufferPool::BufferPool(int64_t max_idle_bytes)
 BufferPool::~BufferPool() = default;
 
 PooledBuffer BufferPool::Take(size_t size) { return {shelves_, shelves_->Take(size)}; }
+
+void BufferPool::DropIdle() { shelves_->DropIdle(); }
 
 int64_t BufferPool::idle_bytes() const { return shelves_->idle_bytes(); }
 

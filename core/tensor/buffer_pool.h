@@ -25,6 +25,9 @@ class BufferPool {
   // KiB. May outlive the pool. Throws std::bad_alloc.
   PooledBuffer Take(size_t size);
 
+  // Frees what nobody uses now.
+  void DropIdle();
+
   int64_t idle_bytes() const;
   int64_t used_bytes() const;
 

@@ -117,5 +117,35 @@ TEST_F(HostLimitsTest, TheRealMachineHasMemoryAndACpu) {
   EXPECT_GE(ReadHostLimits().cpus, 1);
 }
 
+TEST_F(HostLimitsTest, UseIsThatOfTheGroupNearestToItsLimitWithoutDroppableFiles) {
+  root_.Write("proc/self/cgroup", "0::/pod/container\n");
+  root_.Write("sys/fs/cgroup/pod/memory.max", "4000\n");
+  root_.Write("sys/fs/cgroup/pod/memory.current", "3900\n");
+  root_.Write("sys/fs/cgroup/pod/memory.stat", "anon 100\ninactive_file 3000\nactive_file 800\n");
+  root_.Write("sys/fs/cgroup/pod/container/memory.max", "2000\n");
+  root_.Write("sys/fs/cgroup/pod/container/memory.current", "1900\n");
+  root_.Write("sys/fs/cgroup/pod/container/memory.stat", "anon 1600\ninactive_file 100\n");
+  const auto use = ReadMemoryUse(root_.path());
+  ASSERT_TRUE(use.has_value());
+  EXPECT_EQ(use->used_bytes, 1800);
+  EXPECT_EQ(use->limit_bytes, 2000);
+}
+
+TEST_F(HostLimitsTest, UseIsReadFromV1Too) {
+  root_.Write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000\n");
+  root_.Write("sys/fs/cgroup/memory/memory.usage_in_bytes", "1500\n");
+  root_.Write("sys/fs/cgroup/memory/memory.stat", "inactive_file 1\ntotal_inactive_file 500\n");
+  const auto use = ReadMemoryUse(root_.path());
+  ASSERT_TRUE(use.has_value());
+  EXPECT_EQ(use->used_bytes, 1000);
+  EXPECT_EQ(use->limit_bytes, 2000);
+}
+
+TEST_F(HostLimitsTest, WithoutALimitThereIsNoUseOfIt) {
+  root_.Write("sys/fs/cgroup/memory.max", "max\n");
+  root_.Write("sys/fs/cgroup/memory.current", "1500\n");
+  EXPECT_FALSE(ReadMemoryUse(root_.path()).has_value());
+}
+
 }  // namespace
 }  // namespace adapterd

@@ -209,6 +209,18 @@ TEST_P(EvictionTest, AKeptRevisionFromAnotherSourceGoesAndComesBack) {
   EXPECT_EQ(handles[0]->revision(), RevisionOf("x"));
 }
 
+TEST_P(EvictionTest, UnderPressureTheLongestUnusedGoAndTheBudgetStays) {
+  Start(4 * Unit());
+  for (const char* name : {"a", "b", "c", "d"}) ASSERT_THAT(LoadOwn(name), IsOk());
+  registry_->EvictUnused(Unit() + 1);
+  EXPECT_THAT(Evictions(), ElementsAre("a", "b"));
+  EXPECT_EQ(budget_->used(), 2 * Unit());
+  EXPECT_EQ(registry_->totals().budget_bytes, 4 * Unit());
+  ASSERT_OK_AND_ASSIGN(const Handles handles, Acquire({{"c", ""}}));
+  registry_->EvictUnused(100 * Unit());
+  EXPECT_THAT(Evictions(), ElementsAre("a", "b", "d"));
+}
+
 TEST_P(EvictionTest, ALowerBudgetEvictsDownToItAsFarAsPossible) {
   Start(4 * Unit());
   for (const char* name : {"a", "b", "c", "d"}) ASSERT_THAT(LoadOwn(name), IsOk());

@@ -60,6 +60,17 @@ TEST(BufferPoolTest, BeyondTheLimitTheOldestGoes) {
   EXPECT_EQ(pool.idle_bytes(), 3 * 65536);  // the larger one and the newest
 }
 
+TEST(BufferPoolTest, IdleBuffersMayBeDroppedAndUsedOnesStay) {
+  BufferPool pool(1 << 20);
+  const PooledBuffer used = pool.Take(65536);
+  { const PooledBuffer small = pool.Take(4096), large = pool.Take(131072); }
+  EXPECT_EQ(pool.idle_bytes(), 4096 + 131072);
+  pool.DropIdle();
+  EXPECT_EQ(pool.idle_bytes(), 0);
+  EXPECT_EQ(pool.used_bytes(), 65536);
+  pool.DropIdle();
+}
+
 TEST(BufferPoolTest, WhatIsLargerThanTheLimitIsFreedAtOnce) {
   BufferPool pool(65536);
   { const PooledBuffer small = pool.Take(65536); }
