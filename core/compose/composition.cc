@@ -11,6 +11,7 @@
 #include "core/base/parallel.h"
 #include "core/base/status_macros.h"
 #include "core/compute/svd.h"
+#include "core/compute/svd_signs.h"
 #include "core/tensor/convert.h"
 
 namespace adapterd {
@@ -184,7 +185,14 @@ absl::StatusOr<Composition::Pair> Composition::Compute(size_t module,
     ASSIGN_OR_RETURN(const Tensor delta, MixDeltas(parts, stored, cancellation));
     ASSIGN_OR_RETURN(svd, DenseSvd(pool_, AsMatrix(delta), rank, cancellation));
   }
-  if (spec_.svd_clamp) Clamp(*spec_.svd_clamp, svd);
+  if (spec_.svd_clamp) {
+    const MatrixView b = AsMatrix(stored[0].lora_b);
+    if (std::min(b.rows, AsMatrix(stored[0].lora_a).cols) <= kMaxSignedSide) {
+      ASSIGN_OR_RETURN(const Tensor delta, MixDeltas(parts, stored, cancellation));
+      RETURN_IF_ERROR(TurnAsLapack(AsMatrix(delta), svd));
+    }
+    Clamp(*spec_.svd_clamp, svd);
+  }
   return Pair{std::move(svd.lora_a), std::move(svd.lora_b), std::move(svd.values)};
 }
 

@@ -3,9 +3,12 @@
 #include <gmock/gmock.h>
 
 #include <cmath>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/compute/reference.h"
+#include "core/compute/svd_signs.h"
 #include "tests/core/compute/matrices.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/svd_oracle.h"
@@ -243,6 +246,33 @@ TEST_F(DenseSvdTest, StopsWhenNobodyWaits) {
   const TestMatrix matrix = TestMatrix::Random(DType::kF32, 530, 600, 5);
   EXPECT_EQ(DenseSvd(pool_, matrix.view(), 3, cancellation).status().code(),
             absl::StatusCode::kCancelled);
+}
+
+// Signs of the first row of U as torch.linalg.svd of PyTorch 2 gives them on a CPU.
+TEST_F(DenseSvdTest, SignsAreThoseOfTorchOnceTheyAreTurned) {
+  struct {
+    int64_t rows, cols;
+    const char* signs;
+  } const cases[] = {
+      {3, 5, "+--"}, {3, 9, "+-+"}, {5, 4, "----"}, {6, 4, "+-+-"}, {9, 4, "-+++"},
+  };
+  for (const auto& [rows, cols, signs] : cases) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << cols);
+    TestMatrix matrix(DType::kF32, rows, cols);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        matrix.Set(i, j, static_cast<float>((7 * i + 5 * j + i * j) % 11 - 5));
+      }
+    }
+    const auto rank = static_cast<int64_t>(std::string_view(signs).size());
+    TruncatedSvd svd = Decompose(matrix, rank);
+    ASSERT_THAT(TurnAsLapack(matrix.view(), svd), IsOk());
+    std::string found;
+    for (int64_t i = 0; i < rank; ++i) found += Doubles(svd.lora_b)[i] > 0 ? '+' : '-';
+    EXPECT_EQ(found, signs);
+    ExpectFactorsOfSvd(svd);
+    EXPECT_LE(Distance(Product(svd), Values(matrix)), 1e-5 * svd.values[0]);
+  }
 }
 
 }  // namespace
