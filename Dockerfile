@@ -8,7 +8,7 @@ FROM ${BASE} AS build
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends \
     cmake g++ ninja-build pkg-config protobuf-compiler protobuf-compiler-grpc \
-    libabsl-dev libcli11-dev libcpp-httplib-dev libdnnl-dev libeigen3-dev libfmt-dev libgrpc++-dev liblapacke-dev libpcre2-dev libprotobuf-dev \
+    libabsl-dev libcli11-dev libcpp-httplib-dev libdnnl-dev libeigen3-dev libfmt-dev libgrpc++-dev liblapack-dev libpcre2-dev libprotobuf-dev \
     libspdlog-dev libsqlite3-dev libssl-dev nlohmann-json3-dev ocl-icd-opencl-dev prometheus-cpp-dev \
   && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
@@ -23,7 +23,7 @@ FROM ${BASE} AS runtime
 # hadolint ignore=DL3008
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends \
-    libabsl20220623 libcpp-httplib0.11 libdnnl2 libfmt9 libgomp1 libgrpc++1.51 libgrpc29 liblapacke libpcre2-8-0 \
+    libabsl20220623 libcpp-httplib0.11 libdnnl2 libfmt9 libgfortran5 libgomp1 libgrpc++1.51 libgrpc29 libpcre2-8-0 \
     libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3 \
   && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/apt /var/log/dpkg.log \
   && mkdir /adapters /models \

@@ -1,7 +1,5 @@
 #include "core/compute/svd_signs.h"
 
-#include <lapacke.h>
-
 #include <Eigen/Dense>
 #include <algorithm>
 #include <utility>
@@ -13,21 +11,34 @@
 namespace adapterd {
 namespace {
 
+// LAPACK's, by the conventions of gfortran: lengths of texts come last.
+extern "C" void sgesdd_(const char* job, const int* rows, const int* cols, float* matrix,
+                        const int* stride, float* values, float* left, const int* left_stride,
+                        float* right, const int* right_stride, float* work, const int* work_size,
+                        int* indices, int* info, size_t job_length);
+
 using Eigen::MatrixXf;
 using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 absl::StatusOr<MatrixXf> LeftVectors(MatrixXf matrix) {
-  const auto rows = static_cast<lapack_int>(matrix.rows());
-  const auto cols = static_cast<lapack_int>(matrix.cols());
-  const lapack_int side = std::min(rows, cols);
+  const auto rows = static_cast<int>(matrix.rows());
+  const auto cols = static_cast<int>(matrix.cols());
+  const int side = std::min(rows, cols);
   MatrixXf left(rows, side);
   MatrixXf right(side, cols);
   std::vector<float> values(static_cast<size_t>(side));
-  if (LAPACKE_sgesdd(LAPACK_COL_MAJOR, 'S', rows, cols, matrix.data(), rows, values.data(),
-                     left.data(), rows, right.data(), side) != 0) {
-    return Error(Reason::kInternal, "the singular values of a delta did not converge");
+  std::vector<int> indices(static_cast<size_t>(8 * side));
+  std::vector<float> work(1);
+  int work_size = -1;  // tells in work[0] how much it wants
+  int info = 0;
+  for (int pass = 0; pass < 2 && info == 0; ++pass) {
+    sgesdd_("S", &rows, &cols, matrix.data(), &rows, values.data(), left.data(), &rows,
+            right.data(), &side, work.data(), &work_size, indices.data(), &info, 1);
+    work_size = static_cast<int>(work[0]);
+    work.resize(static_cast<size_t>(work_size));
   }
-  return left;
+  if (info == 0) return left;
+  return Error(Reason::kInternal, "the singular values of a delta did not converge");
 }
 
 absl::StatusOr<MatrixXf> LeftVectorsAsTorch(const Eigen::Map<const RowMajor>& matrix) {
