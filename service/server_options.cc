@@ -18,6 +18,7 @@ constexpr double kBudgetShare = 0.6;  // of memory, for adapters; the rest is re
 constexpr int64_t kInflightDivisor = 4;  // of memory, for requests and replies
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxKeptRevisions = 100;
+constexpr int kMaxQuotaAdapters = 1'000'000;
 
 // Stands for an empty value on its way through CLI11, which would take "--flag=" for "--flag" and
 // swallow the next argument.
@@ -168,6 +169,21 @@ bool ParseLoad(const std::string& value, ServerOptions& options) {
   return true;
 }
 
+// TENANT=ADAPTERS,SIZE
+bool ParseQuota(const std::string& value, ServerOptions& options) {
+  const size_t equals = value.find('=');
+  const size_t comma = value.find(',', equals == std::string::npos ? 0 : equals);
+  if (equals == 0 || equals == std::string::npos || comma == std::string::npos) return false;
+  int adapters = 0;
+  const auto bytes = ParseSize(value.substr(comma + 1));
+  if (!ParseInt(value.substr(equals + 1, comma - equals - 1), 0, kMaxQuotaAdapters, adapters)) {
+    return false;
+  }
+  if (!bytes) return false;
+  return options.tenant_quotas.try_emplace(value.substr(0, equals), TenantQuota{adapters, *bytes})
+      .second;
+}
+
 void AddServingFlags(Flags& flags, ServerOptions& o) {
   flags.Text("grpc-address", "HOST:PORT for gRPC; port 0 picks one", o.grpc_address);
   flags.Text("unix-socket", "also serve gRPC on a Unix socket at PATH", o.unix_socket);
@@ -200,6 +216,9 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
       "keep-revisions", "a whole number from 0 to 100",
       "replaced revisions of each adapter to keep for requests and RollbackAdapter (default 0)",
       [&o](const std::string& v) { return ParseInt(v, 0, kMaxKeptRevisions, o.keep_revisions); });
+  flags.Repeated("tenant-quota", "TENANT=ADAPTERS,SIZE such as blue=20,4GiB, once each",
+                 "adapters, and their bytes, that may have the label tenant=TENANT; repeatable",
+                 [&o](const std::string& v) { return ParseQuota(v, o); });
   flags.Text("watch-adapters", "keep loaded what is in the folder PATH: one adapter a subfolder",
              o.watch_adapters);
   flags.Add("drain-timeout", "a duration such as 25s",

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "core/formats/source_roots.h"
+#include "core/registry/tenant_quotas.h"
 #include "service/host_limits.h"
 #include "service/logger.h"
 
@@ -35,6 +36,7 @@ struct ServerOptions {
   std::string watch_adapters;                             // path of a folder; empty: none
   absl::Duration drain_timeout = absl::Seconds(25);
   std::string public_id_template = "{base}:{name}";
+  TenantQuotas tenant_quotas;
   bool insecure = false;        // plain text beyond loopback
   bool admin_insecure = false;  // the same, for admin HTTP alone
   bool debug_pages = false;     // on admin HTTP

@@ -136,6 +136,7 @@ RegistryOptions ServerParts::MakeRegistryOptions() {
   RegistryOptions registry_options;
   registry_options.public_id_template = options.public_id_template;
   registry_options.keep_revisions = static_cast<size_t>(options.keep_revisions);
+  registry_options.tenant_quotas = options.tenant_quotas;
   registry_options.journal = storage.catalog.get();
   registry_options.on_load = [this](const LoadEvent& event) {
     metrics.Load(event.status, event.read, event.duration);

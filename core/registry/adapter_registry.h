@@ -21,6 +21,7 @@
 #include "core/registry/event_log.h"
 #include "core/registry/journal.h"
 #include "core/registry/registry_types.h"
+#include "core/registry/tenant_quotas.h"
 #include "core/registry/thrash_guard.h"
 
 namespace adapterd {
@@ -39,6 +40,7 @@ struct LoadEvent {
 struct RegistryOptions {
   std::string public_id_template = "{base}:{name}";
   size_t keep_revisions = 0;   // replaced ones of each adapter
+  TenantQuotas tenant_quotas;  // for what is loaded or labelled from now on
   Journal* journal = nullptr;  // null: nothing survives; else outlives the registry
   // On an I/O thread, or on the thread that needed room; never under the lock. May be empty.
   std::function<void(const LoadEvent&)> on_load = nullptr;
@@ -172,6 +174,16 @@ class AdapterRegistry {
   void AddEvent(AdapterEventType type, const Entry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static bool Matches(const Entry& entry, const ListQuery& query);
   static AdapterState StateOf(const Entry& entry);
+
+  // What tenants have (tenant_quotas.cc). QUOTA_EXCEEDED when an adapter of that name with these
+  // labels and bytes would be too much. Costs a pass over all names, if its tenant has a quota.
+  static int64_t BytesOf(const State& state);
+  int64_t BytesKeptBeside(const State& state) const;  // a revision that replaces the current one
+  absl::Status CheckQuota(const std::string& name, const Labels& labels, int64_t bytes) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // The same for a load, whose bytes count from then on.
+  absl::Status ClaimQuota(Job& job, std::optional<int64_t> new_bytes)  // none: options change alone
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Which content is in memory (residency.cc).
   void Attach(Record& record, std::shared_ptr<const LoadedAdapter> loaded,

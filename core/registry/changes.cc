@@ -185,15 +185,19 @@ AdapterRegistry::TicketPtr AdapterRegistry::Update(UpdateRequest request,
                                                    Done<AdapterSnapshot> done) {
   auto ticket = std::make_shared<Ticket>();
   const std::string name = request.name;
-  Change change =
-      [request = std::move(request)](const Entry& entry) -> absl::StatusOr<std::optional<State>> {
+  Change change = [this, request = std::move(request)](
+                      const Entry& entry) -> absl::StatusOr<std::optional<State>> {
     State next = entry.state;
     if (!request.etag.empty() && request.etag != next.etag) {
       return EtagMismatch(entry.name, request.etag, next.etag);
     }
     next.enabled = request.enabled.value_or(next.enabled);
     next.pinned = request.pinned.value_or(next.pinned);
-    next.labels = request.labels.value_or(next.labels);
+    if (request.labels) {
+      mutex_.AssertReaderHeld();
+      RETURN_IF_ERROR(CheckQuota(entry.name, *request.labels, BytesOf(next)));
+      next.labels = *request.labels;
+    }
     if (next.enabled == entry.state.enabled && next.pinned == entry.state.pinned &&
         next.labels == entry.state.labels) {
       return std::nullopt;

@@ -104,6 +104,7 @@ AdapterRegistry::Outcome AdapterRegistry::Execute(Job& job, LoadEvent& event) {
   }
   RETURN_IF_ERROR(ClaimPublicId(job, *reader->manifest()));
   if (is_known && comparison == Comparison::kOtherOptions) {
+    RETURN_IF_ERROR(ClaimQuota(job, std::nullopt));
     RETURN_IF_ERROR(Publish(job, nullptr, nullptr, result));
     return Described(job, std::move(result));
   }
@@ -223,6 +224,7 @@ absl::StatusOr<AdapterRegistry::Loaded> AdapterRegistry::ReadAndPack(
     entry = &entries_.at(job.load->name);
   }
   ASSIGN_OR_RETURN(int64_t bytes, LoadedAdapter::BytesFor(kernels_, *reader.manifest()));
+  RETURN_IF_ERROR(ClaimQuota(job, bytes));
   ASSIGN_OR_RETURN(Reservation reservation, ReserveFor(bytes, entry, &evicted));
   AdapterBuilder builder(kernels_, budget_, reader.manifest(), std::move(reservation));
   Loaded loaded;

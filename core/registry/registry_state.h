@@ -97,6 +97,8 @@ struct AdapterRegistry::Job {
   std::optional<LoadRequest> load;  // constant; of a load
   Cancellation cancellation;        // synchronises itself
   std::string public_id;            // claimed for this load; used by the job's thread only
+  std::string claimed_tenant;       // whose quota this load counts against
+  int64_t claimed_bytes = 0;        // of that quota
   WaitingList waiters;              // for the end
   WaitingList ready_waiters;        // for the adapter to serve, or for the end
 };

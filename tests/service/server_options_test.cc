@@ -75,6 +75,10 @@ std::vector<Knob> Knobs() {
       {"max-inflight-bytes", "3GB",
        [](const O& o) { return o.max_inflight_bytes == 3'000'000'000; }},
       {"keep-revisions", "2", [](const O& o) { return o.keep_revisions == 2; }},
+      {"tenant-quota", "blue=3,2GiB",
+       [](const O& o) {
+         return o.tenant_quotas == TenantQuotas{{"blue", TenantQuota{3, 2 * kGiB}}};
+       }},
       {"data-dir", "/data", [](const O& o) { return o.data_dir == "/data"; }},
       {"max-upload-bytes", "2GiB", [](const O& o) { return o.max_upload_bytes == 2 * kGiB; }},
       {"threads", "5", [](const O& o) { return o.threads == 5; }},

@@ -153,7 +153,9 @@ class NumberCalls:
         tensors = read_checkpoint(self.output_root / output)
         for path, weight in WEIGHTS.items():
             self._equal(tensors[f"{path}.weight"].values(), weight + self.own[name].deltas[path], "MergeCheckpoint")
-        shutil.rmtree(self.output_root / output)
+        # First out of the way: whoever is killed here leaves nothing that looks like half an output.
+        gone = (self.output_root / output).rename(self.output_root / f"gone-{output}")
+        shutil.rmtree(gone)
 
     def base_model(self):
         """Two adapters are merged into a base model of one's own and taken out again."""

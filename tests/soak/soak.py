@@ -111,6 +111,8 @@ class Soak:
         for output in (self.folder / "outputs").glob("dying*"):  # whole, but nobody lived to look at it
             read_checkpoint(output)
             shutil.rmtree(output)
+        for output in (self.folder / "outputs").glob("gone-*"):
+            shutil.rmtree(output)
         try:
             until(lambda: not self.files_left(), "files to be removed")
         except AssertionError as error:
