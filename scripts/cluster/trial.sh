@@ -169,14 +169,27 @@ release uninstall adapterd --wait --timeout 90s
 nothing_left
 kubectl delete pv by-hand >/dev/null
 
-step "TLS from a secret"
-openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=adapterd -addext "subjectAltName=DNS:adapterd.$namespace.svc.cluster.local" \
+step "TLS from a secret, and an access policy: helm test shows a token"
+host=adapterd.$namespace.svc
+openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=adapterd -addext "subjectAltName=DNS:$host,DNS:$host.cluster.local" \
   -keyout "$work/tls.key" -out "$work/tls.crt" 2>/dev/null
-kube create secret tls adapterd-tls --cert "$work/tls.crt" --key "$work/tls.key" >/dev/null
-release install adapterd $chart --values "$work/values.yaml" --set tls.existingSecret=adapterd-tls --wait --timeout 120s | grep -E '^STATUS'
+kube create secret generic adapterd-tls --type kubernetes.io/tls --from-file "$work/tls.crt" --from-file "$work/tls.key" \
+  --from-file "ca.crt=$work/tls.crt" >/dev/null
+openssl rand -hex 32 >"$work/token"
+hash=$(tr -d '\n' <"$work/token" | sha256sum | cut -d' ' -f1)
+echo "{\"tokens\": [{\"subject\": \"helm-test\", \"role\": \"admin\", \"sha256\": \"$hash\"}]}" >"$work/policy.json"
+kube create secret generic adapterd-policy --from-file "$work/policy.json" >/dev/null
+kube create secret generic adapterd-token --from-file "$work/token" >/dev/null
+release install adapterd $chart --values "$work/values.yaml" --set tls.existingSecret=adapterd-tls \
+  --set auth.existingSecret=adapterd-policy,test.tokenSecret=adapterd-token --wait --timeout 120s | grep -E '^STATUS'
 all_ready 2
-openssl s_client -connect "adapterd.$namespace.svc.cluster.local:50051" -alpn h2 -CAfile "$work/tls.crt" -verify_return_error </dev/null 2>/dev/null |
+openssl s_client -connect "$host.cluster.local:50051" -alpn h2 -CAfile "$work/tls.crt" -verify_return_error </dev/null 2>/dev/null |
   grep -E 'Verif(y return code|ication)|ALPN' | sort -u
+smoke
+if call ListAdapters >/dev/null 2>&1; then die "plain text was answered"; fi
+denied=$(grpcurl -cacert "$work/tls.crt" -authority "$host" "$host.cluster.local:50051" adapterd.v1.AdapterService/ListAdapters 2>&1 || true)
+[[ $denied == *Unauthenticated* ]] || die "without a token: $denied"
+echo "plain text and calls without a token are refused"
 release uninstall adapterd --wait --timeout 90s
-kube delete secret adapterd-tls >/dev/null
+kube delete secret adapterd-tls adapterd-policy adapterd-token >/dev/null
 nothing_left
