@@ -39,29 +39,39 @@ begin_calls() {
   calls=$!
 }
 
-end_calls() {
+# A server's last moment: gRPC closes the connection, and cuts off a call that crosses that. Who calls on one connection and
+# does not retry may lose one call with each pod that goes; who does as clients.md says must lose none.
+end_calls() { # PODS that have gone meanwhile
   kill "$calls"
   wait "$calls" || die "calls.py failed"
-  "$python" - "$work/calls" <<'END' || die "a call was lost or answered wrongly"
+  "$python" - "$work/calls" "$1" <<'END' || die "a call was lost or answered wrongly"
 import json, sys
+good = True
 for target, result in json.load(open(sys.argv[1])).items():
-    kind = "round_robin over the headless service" if target.startswith("dns") else "one connection to the service, no retries"
-    print(f"{kind}: {result['calls']} calls, {result['wrong']} wrong, {sum(result['errors'].values())} failed, "
-          f"slowest {result['slowest_ms']} ms")
+    balanced = target.startswith("dns")
+    kind = "round_robin over the headless service" if balanced else "one connection to the service, no retries"
+    failed, allowed = sum(result["errors"].values()), 0 if balanced else int(sys.argv[2])
+    print(f"{kind}: {result['calls']} calls, {result['wrong']} wrong, {failed} failed, slowest {result['slowest_ms']} ms")
     for error, count in result["errors"].items():
         print(f"  {count} x {error}")
-    ok = result["calls"] > 100 and not result["wrong"] and not result["errors"]
-    sys.exit(1) if not ok else None
+        good &= error.startswith(("UNAVAILABLE", "CANCELLED"))
+    good &= result["calls"] > 100 and not result["wrong"] and failed <= allowed
+sys.exit(not good)
 END
 }
 
-smoke() { # helm test, and what its pod said
-  release test adapterd --logs --timeout 60s >"$work/smoke" 2>&1 || { cat "$work/smoke"; die "helm test failed"; }
-  grep -E '^Phase|uploaded, applied' "$work/smoke"
+smoke() { # helm test, which removes its pod when all went well
+  release test adapterd --timeout 60s >"$work/smoke" 2>&1 ||
+    { cat "$work/smoke"; kube logs adapterd-smoke || true; die "helm test failed"; }
+  grep '^Phase' "$work/smoke"
 }
 
-all_ready() { # REPLICAS
-  local ready
+all_ready() { # REPLICAS, when those that go are gone
+  local ready end=$((SECONDS + 60))
+  until (($(pods --output name | wc -l) == $1)); do
+    ((SECONDS < end)) || die "$1 pods were expected"
+    sleep 0.5
+  done
   ready=$(pods -o 'jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status} {.status.containerStatuses[0].restartCount}{"\n"}{end}')
   [[ $(grep -cx 'True 0' <<<"$ready") == "$1" ]] || die "not $1 pods that are ready and never restarted, but: $ready"
   echo "$1 pods ready, no restarts"
@@ -132,7 +142,7 @@ all_ready 2
 [[ -z $(kube get pdb --output name) ]] || die "the rollback left the disruption budget"
 
 step "Calls end"
-end_calls
+end_calls 10
 
 step "helm uninstall"
 release uninstall adapterd --wait --timeout 90s
