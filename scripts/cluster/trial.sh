@@ -72,7 +72,7 @@ all_ready() { # REPLICAS, when those that go are gone
 
 nothing_left() { # of the release, whatever its kind
   local kinds
-  kinds=$(kubectl api-resources --namespaced --verbs list --output name | grep -v '^events' | paste -sd,)
+  kinds=$(kubectl api-resources --namespaced --verbs list --output name | grep -vE '^(events|endpoints$)' | paste -sd,)
   kube wait --for delete pod --selector app.kubernetes.io/instance=adapterd --timeout 90s >/dev/null 2>&1 || true
   sleep 1 # the garbage collector's
   local left
@@ -190,7 +190,7 @@ release install adapterd $chart --values "$work/values.yaml" --set tls.existingS
   --set auth.existingSecret=adapterd-policy,test.tokenSecret=adapterd-token --wait --timeout 120s | grep -E '^STATUS'
 all_ready 2
 openssl s_client -connect "$host.cluster.local:50051" -alpn h2 -CAfile "$work/tls.crt" -verify_return_error </dev/null 2>/dev/null |
-  grep -E 'Verif(y return code|ication)|ALPN' | sort -u
+  grep -aE 'Verif(y return code|ication)|ALPN' | sort -u
 smoke
 if call ListAdapters >/dev/null 2>&1; then die "plain text was answered"; fi
 denied=$(grpcurl -cacert "$work/tls.crt" -authority "$host" "$host.cluster.local:50051" adapterd.v1.AdapterService/ListAdapters 2>&1 || true)
