@@ -19,12 +19,14 @@ RUN cmake --preset release -DADAPTERD_BUILD_TESTS=OFF -DADAPTERD_BUILD_BENCH=OFF
 
 FROM ${BASE} AS runtime
 # The libraries that the binaries link themselves; apt adds what those need. Volumes are mounted at /adapters and
-# /models; the folders let the server start without. What it writes goes to /var/lib/adapterd.
+# /models; the folders let the server start without. What it writes goes to /var/lib/adapterd. `clean`, because only some
+# images of Debian empty apt's caches by themselves.
 # hadolint ignore=DL3008
 RUN apt-get update \
   && apt-get install --yes --no-install-recommends \
     libabsl20220623 libcpp-httplib0.11 libdnnl2 libfmt9 libgfortran5 libgomp1 libgrpc++1.51 libgrpc29 libpcre2-8-0 \
     libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3 \
+  && apt-get clean \
   && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/apt /var/log/dpkg.log \
   && mkdir /adapters /models \
   && install -d -m 700 -o 65532 -g 65532 /var/lib/adapterd

@@ -5,9 +5,11 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
 
 #include "service/health.pb.h"
+#include "service/probe_client.h"
 
 namespace {
 
@@ -16,12 +18,22 @@ constexpr auto kTimeout = std::chrono::seconds(3);
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string address = argc > 1 ? argv[1] : "127.0.0.1:50051";
+  CLI::App app("Asks whether a server serves.");
+  adapterd::ProbeOptions options;
+  adapterd::AddConnectionFlags(app, options);
+  std::string service;
+  app.add_option("service", service, "Name of a gRPC service; the whole process without it");
+  CLI11_PARSE(app, argc, argv);
+  const auto channel = adapterd::OpenChannel(options);
+  if (!channel.ok()) {
+    fmt::print(stderr, "{}\n", std::string(channel.status().message()));
+    return 2;
+  }
   adapterd::health::HealthCheckRequest request;
-  if (argc > 2) request.set_service(argv[2]);
+  request.set_service(service);
   grpc::TemplatedGenericStub<adapterd::health::HealthCheckRequest,
                              adapterd::health::HealthCheckResponse>
-      stub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+      stub(*channel);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kTimeout);
   grpc::CompletionQueue queue;

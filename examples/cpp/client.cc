@@ -25,6 +25,8 @@ namespace v1 = adapterd::v1;
 namespace {
 
 constexpr int kRetryBufferBytes = 64 << 20;  // only what is still in there can be sent again
+// A rolling update may replace all replicas within the 30 s that addresses are kept by default.
+constexpr int kResolveMilliseconds = 1000;
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& target,
                                        const std::string& service_config) {
@@ -34,6 +36,7 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& target,
   // Replies can be larger than the 4 MB that clients accept by default.
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, kRetryBufferBytes);
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, kResolveMilliseconds);
   return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
 }
 

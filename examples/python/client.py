@@ -23,6 +23,8 @@ def connect(target):
         ("grpc.service_config", SERVICE_CONFIG),
         # Replies can be larger than the 4 MB that clients accept by default.
         ("grpc.max_receive_message_length", -1),
+        # A rolling update may replace all replicas within the 30 s for which addresses are kept by default.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
         # Only what is still in this buffer can be sent again.
         ("grpc.per_rpc_retry_buffer_size", 64 << 20)])
 

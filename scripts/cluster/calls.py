@@ -3,7 +3,7 @@
     calls.py STUBS RESULT TARGET [TARGET ...]
 
 STUBS is a folder with the API's Python stubs. A thread for each TARGET applies the toy adapter to one row after the other and
-compares each answer with what its two matrices give. `dns:///` targets get the service config that clients are told to use,
+compares each answer with what its two matrices give. `dns:///` targets get the settings that clients are told to use,
 others none and no retries: whatever such a client sees of an upgrade is counted. Until SIGTERM; then RESULT is written, as
 JSON: {target: {calls, wrong, errors: {text: count}, slowest_ms}}.
 """
@@ -45,7 +45,7 @@ def channel(target):
     if not target.startswith("dns:"):
         return grpc.insecure_channel(target, [("grpc.enable_retries", 0)])
     config = (ROOT / "examples/service_config.json").read_text()
-    return grpc.insecure_channel(target, [("grpc.service_config", config)])
+    return grpc.insecure_channel(target, [("grpc.service_config", config), ("grpc.dns_min_time_between_resolutions_ms", 1000)])
 
 
 def call(target, stop, result):

@@ -64,10 +64,18 @@ file_systems() {
     mkdir -p "$folder"
     mount -t tmpfs tmpfs "$folder"
   done
-  # The kubelet would set the machine's own.
+  # The kubelet insists on some settings of the machine: it finds them, in files of ours, and can change no others.
   for folder in /proc/sys/vm /proc/sys/kernel; do
     mount --bind "$folder" "$folder"
     mount -o remount,bind,ro "$folder"
+  done
+  local setting file
+  mkdir "$work/settings"
+  for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
+    kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+    file=$work/settings/$(basename "${setting%=*}")
+    echo "${setting#*=}" >"$file"
+    mount --bind "$file" "/proc/sys/${setting%=*}"
   done
   echo -e "nameserver $NODE\nsearch svc.cluster.local cluster.local\noptions ndots:5" >"$work/resolv.conf"
   mount --bind "$work/resolv.conf" "$(realpath -m /etc/resolv.conf)"
@@ -102,7 +110,7 @@ control_plane() {
     --advertise-address "$NODE" --secure-port 6443 --service-cluster-ip-range $SERVICES \
     --service-account-key-file "$work/accounts.key" --service-account-signing-key-file "$work/accounts.key" \
     --service-account-issuer https://kubernetes.default.svc --token-auth-file "$work/tokens" \
-    --authorization-mode Node,RBAC --allow-privileged=true
+    --authorization-mode Node,RBAC --allow-privileged=true --kubelet-preferred-address-types InternalIP
   until_true 60 test -s "$work/pki/apiserver.crt"
   kubectl config set-cluster here --server "https://$NODE:6443" --certificate-authority "$work/pki/apiserver.crt" >/dev/null
   kubectl config set-credentials admin --token "$token" >/dev/null

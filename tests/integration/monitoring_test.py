@@ -43,7 +43,11 @@ class MonitoringTest(ServerTest):
         folder = self.folder()
         write_adapter(folder / "small")
         write_adapter(folder / "large", {Q0: (1024, 1024, 64)})
-        server = self.start(f"--adapter-root={folder}", "--memory-budget=200KiB")
+        policy = folder / "policy.json"
+        policy.write_text('{"anonymous_role": "admin"}')
+        server = self.start(f"--adapter-root={folder}", "--memory-budget=200KiB", f"--access-policy={policy}")
+        policy.write_text("{")
+        until(lambda: server.metric("adapterd_access_policy_reads_total", result="failed"), "the broken policy to be read")
         client = server.client
         client.load("small", "small")
         with self.assertRaises(grpc.RpcError):  # MEMORY_BUDGET_EXCEEDED
@@ -112,6 +116,8 @@ class MonitoringTest(ServerTest):
                 self.assertEqual(used - names, set())
                 if rule["type"] == "recording":
                     self.assertTrue(self.samples(rule["name"]))
+                elif rule["name"] == "AdapterdAccessPolicyFailed":
+                    self.assertEqual(rule["state"], "firing")
                 else:
                     self.assertIn(rule["state"], ("inactive", "pending"))
 
