@@ -42,6 +42,8 @@ void DataRequest::Begin(Place place) {
     return absl::OkStatus();
   });
   if (!parsed.ok()) return Answer(parsed);
+  const absl::Status charged = plane_.registry.ChargeTenants(needs.adapters);
+  if (!charged.ok()) return Answer(charged);
   if (auto handles = plane_.registry.AcquireNow(needs.adapters, needs.skip_disabled)) {
     return Proceed(*std::move(handles), place);
   }

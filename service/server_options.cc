@@ -8,6 +8,7 @@
 #include <charconv>
 #include <functional>
 
+#include "absl/strings/str_split.h"
 #include "core/base/checked_math.h"
 #include "core/base/error.h"
 
@@ -19,6 +20,7 @@ constexpr int64_t kInflightDivisor = 4;  // of memory, for requests and replies
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxKeptRevisions = 100;
 constexpr int kMaxQuotaAdapters = 1'000'000;
+constexpr int kMaxQuotaCalls = 1'000'000;  // a second
 
 // Stands for an empty value on its way through CLI11, which would take "--flag=" for "--flag" and
 // swallow the next argument.
@@ -169,19 +171,19 @@ bool ParseLoad(const std::string& value, ServerOptions& options) {
   return true;
 }
 
-// TENANT=ADAPTERS,SIZE
+// TENANT=ADAPTERS,SIZE[,CALLS]
 bool ParseQuota(const std::string& value, ServerOptions& options) {
-  const size_t equals = value.find('=');
-  const size_t comma = value.find(',', equals == std::string::npos ? 0 : equals);
-  if (equals == 0 || equals == std::string::npos || comma == std::string::npos) return false;
+  const std::pair<std::string, std::string> sides = absl::StrSplit(value, absl::MaxSplits('=', 1));
+  const auto& [tenant, quota] = sides;
+  const std::vector<std::string> bounds = absl::StrSplit(quota, ',');
+  if (tenant.empty() || bounds.size() < 2 || bounds.size() > 3) return false;
   int adapters = 0;
-  const auto bytes = ParseSize(value.substr(comma + 1));
-  if (!ParseInt(value.substr(equals + 1, comma - equals - 1), 0, kMaxQuotaAdapters, adapters)) {
-    return false;
-  }
+  if (!ParseInt(bounds[0], 0, kMaxQuotaAdapters, adapters)) return false;
+  const auto bytes = ParseSize(bounds[1]);
   if (!bytes) return false;
-  return options.tenant_quotas.try_emplace(value.substr(0, equals), TenantQuota{adapters, *bytes})
-      .second;
+  int calls = 0;
+  if (bounds.size() == 3 && !ParseInt(bounds[2], 1, kMaxQuotaCalls, calls)) return false;
+  return options.tenant_quotas.try_emplace(tenant, TenantQuota{adapters, *bytes, calls}).second;
 }
 
 void AddServingFlags(Flags& flags, ServerOptions& o) {
@@ -216,8 +218,9 @@ void AddServingFlags(Flags& flags, ServerOptions& o) {
       "keep-revisions", "a whole number from 0 to 100",
       "replaced revisions of each adapter to keep for requests and RollbackAdapter (default 0)",
       [&o](const std::string& v) { return ParseInt(v, 0, kMaxKeptRevisions, o.keep_revisions); });
-  flags.Repeated("tenant-quota", "TENANT=ADAPTERS,SIZE such as blue=20,4GiB, once each",
-                 "adapters, and their bytes, that may have the label tenant=TENANT; repeatable",
+  flags.Repeated("tenant-quota", "TENANT=ADAPTERS,SIZE[,CALLS] such as blue=20,4GiB, once each",
+                 "adapters, their bytes, and calls a second to them, that may have the label "
+                 "tenant=TENANT; repeatable",
                  [&o](const std::string& v) { return ParseQuota(v, o); });
   flags.Text("watch-adapters", "keep loaded what is in the folder PATH: one adapter a subfolder",
              o.watch_adapters);

@@ -27,6 +27,7 @@ AdapterRegistry::AdapterRegistry(RegistryOptions options, const Kernels& kernels
       budget_(std::move(budget)),
       io_pool_(io_pool),
       signal_(std::make_shared<ReleaseSignal>([this] { Unpark(); })),
+      tenant_calls_(TenantCalls(options_.tenant_quotas)),
       etag_counter_(RandomCounter()),
       changes_("changes", kChangeThreads) {
   budget_->Attach([this](int64_t missing) { return Evict(missing, nullptr, nullptr); },

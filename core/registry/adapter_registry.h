@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "core/base/thread_pool.h"
+#include "core/base/token_bucket.h"
 #include "core/registry/adapter_handle.h"
 #include "core/registry/event_log.h"
 #include "core/registry/journal.h"
@@ -96,6 +97,12 @@ class AdapterRegistry {
   // none). ADAPTER_NOT_FOUND, REVISION_MISMATCH, INVALID_FIELD above kMaxAliases.
   TicketPtr SetAlias(std::string name, std::string alias, std::string revision,
                      Done<AdapterSnapshot> done) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Before a request acquires these: QUOTA_EXCEEDED when a tenant of theirs had as many calls as it
+  // may have in this second, and then none is charged. Costs nothing without quotas.
+  absl::Status ChargeTenants(const std::vector<AdapterRef>& refs,
+                             TokenBucket::Clock::time_point now = TokenBucket::Clock::now())
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Handles for all refs in order, or none; empty ones for disabled adapters if they are to be
   // skipped. Waits for names that are LOADING, and brings back what is EVICTED. ADAPTER_NOT_FOUND,
@@ -181,6 +188,7 @@ class AdapterRegistry {
   int64_t BytesKeptBeside(const State& state) const;  // a revision that replaces the current one
   absl::Status CheckQuota(const std::string& name, const Labels& labels, int64_t bytes) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  static std::map<std::string, TokenBucket, std::less<>> TenantCalls(const TenantQuotas& quotas);
   // The same for a load, whose bytes count from then on.
   absl::Status ClaimQuota(Job& job, std::optional<int64_t> new_bytes)  // none: options change alone
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -314,6 +322,7 @@ class AdapterRegistry {
 
   mutable absl::Mutex mutex_;
   std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, TokenBucket, std::less<>> tenant_calls_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::string, std::string> public_ids_ ABSL_GUARDED_BY(mutex_);  // id -> name
   // By revision and derived digest; and the same by last use, the longest unused first.
   absl::flat_hash_map<std::string, std::unique_ptr<Content>> contents_ ABSL_GUARDED_BY(mutex_);

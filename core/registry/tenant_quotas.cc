@@ -1,9 +1,11 @@
-// What adapters and loads of one tenant add up to.
+// What adapters, loads and calls of one tenant add up to.
 #include "core/registry/tenant_quotas.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
+#include <string_view>
 
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
@@ -13,19 +15,28 @@
 namespace adapterd {
 namespace {
 
-std::string TenantOf(const Labels& labels) {
+std::string_view TenantOf(const Labels& labels) {
   const auto found = labels.find(kTenantLabel);
-  return found == labels.end() ? "" : found->second;
+  return found == labels.end() ? std::string_view() : found->second;
 }
 
-absl::Status Exceeded(const std::string& tenant, const char* what, int64_t quota, int64_t needed) {
+absl::Status Exceeded(std::string_view tenant, const char* what, int64_t quota, int64_t needed) {
   return Error(Reason::kQuotaExceeded,
                fmt::format("tenant \"{}\" may have {} {}, and would have {}", tenant, quota, what,
                            needed))
-      .With("tenant", tenant)
+      .With("tenant", std::string(tenant))
       .With("quota", what)
       .With("expected", fmt::format("at most {}", quota))
       .With("actual", fmt::format("{}", needed));
+}
+
+absl::Status TooOften(std::string_view tenant, int64_t calls_per_second) {
+  return Error(Reason::kQuotaExceeded,
+               fmt::format("adapters of tenant \"{}\" may be used by {} calls a second", tenant,
+                           calls_per_second))
+      .With("tenant", std::string(tenant))
+      .With("quota", "calls a second")
+      .With("expected", fmt::format("at most {}", calls_per_second));
 }
 
 }  // namespace
@@ -46,7 +57,7 @@ int64_t AdapterRegistry::BytesKeptBeside(const State& state) const {
 
 absl::Status AdapterRegistry::CheckQuota(const std::string& name, const Labels& labels,
                                          int64_t bytes) const {
-  const std::string tenant = TenantOf(labels);
+  const std::string_view tenant = TenantOf(labels);
   const auto quota = options_.tenant_quotas.find(tenant);
   if (quota == options_.tenant_quotas.end()) return absl::OkStatus();
   int64_t adapters = 1;
@@ -73,6 +84,34 @@ absl::Status AdapterRegistry::ClaimQuota(Job& job, std::optional<int64_t> new_by
   RETURN_IF_ERROR(CheckQuota(request.name, labels, bytes));
   job.claimed_tenant = TenantOf(labels);
   job.claimed_bytes = bytes;
+  return absl::OkStatus();
+}
+
+std::map<std::string, TokenBucket, std::less<>> AdapterRegistry::TenantCalls(
+    const TenantQuotas& quotas) {
+  std::map<std::string, TokenBucket, std::less<>> calls;
+  for (const auto& [tenant, quota] : quotas) {
+    if (quota.calls_per_second > 0) calls.try_emplace(tenant, quota.calls_per_second);
+  }
+  return calls;
+}
+
+absl::Status AdapterRegistry::ChargeTenants(const std::vector<AdapterRef>& refs,
+                                            TokenBucket::Clock::time_point now) {
+  if (options_.tenant_quotas.empty()) return absl::OkStatus();
+  absl::MutexLock lock(&mutex_);
+  std::set<TokenBucket*> charged;
+  for (const AdapterRef& ref : refs) {
+    const auto entry = entries_.find(ref.name);
+    if (entry == entries_.end()) continue;
+    const auto calls = tenant_calls_.find(TenantOf(entry->second.state.labels));
+    if (calls == tenant_calls_.end()) continue;
+    if (!calls->second.HasToken(now)) {
+      return TooOften(calls->first, options_.tenant_quotas.at(calls->first).calls_per_second);
+    }
+    charged.insert(&calls->second);
+  }
+  for (TokenBucket* bucket : charged) bucket->Take();
   return absl::OkStatus();
 }
 

@@ -17,6 +17,8 @@ struct TenantQuota {
   // Of all revisions, in memory or not, as they count against the memory budget. What several
   // adapters share is counted for each.
   int64_t bytes = 0;
+  // Requests that use its adapters; one that uses several tenants' counts for each. 0: no bound.
+  int64_t calls_per_second = 0;
 
   bool operator==(const TenantQuota&) const = default;
 };

@@ -77,7 +77,11 @@ std::vector<Knob> Knobs() {
       {"keep-revisions", "2", [](const O& o) { return o.keep_revisions == 2; }},
       {"tenant-quota", "blue=3,2GiB",
        [](const O& o) {
-         return o.tenant_quotas == TenantQuotas{{"blue", TenantQuota{3, 2 * kGiB}}};
+         return o.tenant_quotas == TenantQuotas{{"blue", TenantQuota{3, 2 * kGiB, 0}}};
+       }},
+      {"tenant-quota", "blue=3,2GiB,50",
+       [](const O& o) {
+         return o.tenant_quotas == TenantQuotas{{"blue", TenantQuota{3, 2 * kGiB, 50}}};
        }},
       {"data-dir", "/data", [](const O& o) { return o.data_dir == "/data"; }},
       {"max-upload-bytes", "2GiB", [](const O& o) { return o.max_upload_bytes == 2 * kGiB; }},

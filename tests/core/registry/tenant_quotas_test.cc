@@ -9,7 +9,10 @@ using ::testing::AllOf;
 class TenantQuotasTest : public RegistryTest {
  protected:
   TenantQuotasTest() {
-    options_.tenant_quotas = {{"few", {2, kRoomy}}, {"light", {100, 2 * Unit()}}};
+    options_.tenant_quotas = {{"few", {2, kRoomy, 0}},
+                              {"light", {100, 2 * Unit(), 0}},
+                              {"slow", {100, kRoomy, 2}},
+                              {"slower", {100, kRoomy, 1}}};
     Start(kRoomy);
   }
 
@@ -74,6 +77,29 @@ TEST_P(TenantQuotasTest, LoadsAtTheSameTimeCount) {
   for (Started& load : loads) loaded += load.pending.Wait().ok() ? 1 : 0;
   EXPECT_EQ(loaded, 2);
   EXPECT_EQ(Names().size(), 2U);
+}
+
+TEST_P(TenantQuotasTest, CallsAreCountedByTheTenantsOfTheirAdapters) {
+  for (const char* tenant : {"few", "slow", "slower"}) {
+    ASSERT_THAT(Load(Of(tenant, tenant)), IsOk());
+  }
+  const auto begin = TokenBucket::Clock::now();
+  const auto charge = [&](const std::vector<std::string>& names, std::chrono::milliseconds after) {
+    std::vector<AdapterRef> refs;
+    for (const std::string& name : names) refs.emplace_back().name = name;
+    return registry_->ChargeTenants(refs, begin + after);
+  };
+  using std::chrono::milliseconds;
+  EXPECT_THAT(charge({"slow", "slower", "slow"}, milliseconds(0)), IsOk());  // one each
+  EXPECT_THAT(charge({"slow", "slower"}, milliseconds(0)),
+              AllOf(HasReason(Reason::kQuotaExceeded), HasErrorMetadata("tenant", "slower"),
+                    HasErrorMetadata("expected", "at most 1")));
+  EXPECT_THAT(charge({"slow"}, milliseconds(0)), IsOk());  // the refused one took nothing
+  EXPECT_THAT(charge({"slow"}, milliseconds(499)), HasErrorMetadata("tenant", "slow"));
+  EXPECT_THAT(charge({"slow"}, milliseconds(501)), IsOk());
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_THAT(charge({"few", "unknown"}, milliseconds(501)), IsOk());
+  }
 }
 
 }  // namespace
