@@ -22,6 +22,11 @@ double CpuSeconds(clockid_t clock) {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
 }
 
+PairTypes TypesOf(const Kernels& kernels, const ProjectionShape& shape) {
+  const DType factors = shape.factor_dtype();
+  return {kernels.ComputeTypeFor(shape.dtype, factors, factors), factors, factors};
+}
+
 }  // namespace
 
 std::string ProjectionShape::Describe() const {
@@ -33,7 +38,7 @@ ProjectionCase::ProjectionCase(const Kernels& kernels, ThreadPool& pool,
     : kernels_(kernels),
       pool_(pool),
       shape_(shape),
-      factors_(shape.dtype, shape.features, shape.rank),
+      factors_(shape.factor_dtype(), shape.features, shape.rank),
       input_(RandomMatrix(shape.dtype, shape.rows, shape.features, 1, 3)),
       output_(shape.dtype, shape.rows, shape.features) {}
 
@@ -43,10 +48,10 @@ absl::StatusOr<std::unique_ptr<ProjectionCase>> ProjectionCase::Create(const Ker
                                                                        int64_t adapters,
                                                                        AdapterUse use) {
   std::unique_ptr<ProjectionCase> made(new ProjectionCase(kernels, pool, shape));
-  const ComputeType type = kernels.ComputeTypeFor(shape.dtype, shape.dtype, shape.dtype);
+  const PairTypes types = TypesOf(kernels, shape);
   for (int64_t i = 0; i < adapters; ++i) {
     ASSIGN_OR_RETURN(auto pair, PackedPair::Pack(kernels, made->factors_.a_view(),
-                                                 made->factors_.b_view(), type));
+                                                 made->factors_.b_view(), types.type));
     made->pairs_.push_back(std::move(pair));
   }
   made->SetTargets(use);
@@ -58,7 +63,7 @@ absl::StatusOr<std::unique_ptr<ProjectionCase>> ProjectionCase::Create(const Ker
 absl::StatusOr<int64_t> ProjectionCase::PackedBytes(const Kernels& kernels,
                                                     const ProjectionShape& shape) {
   return PackedPair::BytesFor(kernels, {shape.features, shape.rank, shape.features},
-                              kernels.ComputeTypeFor(shape.dtype, shape.dtype, shape.dtype));
+                              TypesOf(kernels, shape));
 }
 
 void ProjectionCase::SetTargets(AdapterUse use) {

@@ -17,11 +17,13 @@
 namespace adapterd::bench {
 
 struct ProjectionShape {
-  DType dtype = DType::kBF16;  // of all four matrices
+  DType dtype = DType::kBF16;  // of all four matrices, unless factors are F32
   int64_t rows = 0;
   int64_t features = 0;  // in and out
   int64_t rank = 0;
+  bool f32_factors = false;
 
+  DType factor_dtype() const { return f32_factors ? DType::kF32 : dtype; }
   std::string Describe() const;  // "m=16 d=4096 r=8"
 };
 

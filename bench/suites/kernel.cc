@@ -44,6 +44,8 @@ class KernelSuite {
 
   absl::Status Hot(const ProjectionShape& shape);
   absl::Status Cold(const ProjectionShape& shape);
+  // F16 adapters, which stay F16 in memory, against the same ones in F32.
+  absl::Status F16(const ProjectionShape& shape, bool cold);
 
  private:
   MeasureOptions Time() const { return {context_.quick ? kQuickTime : kTime}; }
@@ -139,6 +141,23 @@ absl::Status KernelSuite::Cold(const ProjectionShape& shape) {
   return AgainstRoofline(*ours, timings[0], /*cold=*/true).status();
 }
 
+absl::Status KernelSuite::F16(const ProjectionShape& shape, bool cold) {
+  ProjectionShape wide = shape;
+  wide.f32_factors = true;
+  std::vector<std::unique_ptr<ProjectionCase>> cases;
+  for (const ProjectionShape& each : {shape, wide}) {
+    ASSIGN_OR_RETURN(const int64_t bytes, ProjectionCase::PackedBytes(kernels_, each));
+    const int64_t adapters = cold ? 1 + kBeyondBytes / bytes : 1;
+    ASSIGN_OR_RETURN(auto made, ProjectionCase::Create(kernels_, pool_, each, adapters));
+    cases.push_back(std::move(made));
+  }
+  ASSIGN_OR_RETURN(const Comparison comparison,
+                   MeasureAlternating(
+                       Time(), [&] { return cases[0]->Run(); }, [&] { return cases[1]->Run(); }));
+  Add(shape, cold ? "projection, cold" : "projection", "the same factors in F32", comparison, {});
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status RunKernelSuite(SuiteContext& context) {
@@ -158,6 +177,13 @@ absl::Status RunKernelSuite(SuiteContext& context) {
         RETURN_IF_ERROR(suite.Hot(shape));
         if (rows <= kFewRows) RETURN_IF_ERROR(suite.Cold(shape));
       }
+    }
+  }
+  for (const int64_t rank : {16, 64}) {
+    for (const int64_t rows : {1, 2, 4, 8, 16, 64, 512}) {
+      const ProjectionShape shape = {DType::kF16, rows, kFeatures, rank};
+      RETURN_IF_ERROR(suite.F16(shape, /*cold=*/false));
+      if (rows <= kFewRows) RETURN_IF_ERROR(suite.F16(shape, /*cold=*/true));
     }
   }
   return absl::OkStatus();

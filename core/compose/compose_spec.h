@@ -40,9 +40,9 @@ MethodTraits TraitsOf(ComposeMethod method);
 
 struct ComposeSpec {
   ComposeMethod method = ComposeMethod::kLinear;
-  double density = 1;               // part that pruning keeps, in (0, 1]
-  int64_t rank = 0;                 // of an SVD's result; 0: the largest of the inputs
-  std::optional<double> svd_clamp;  // quantile in (0, 1]
+  double density = 1;  // part that pruning keeps, in (0, 1]
+  int64_t rank = 0;    // of an SVD's result; 0: the largest of the inputs
+  std::optional<double> svd_clamp = std::nullopt;  // quantile in (0, 1]
   SignElection majority_sign = SignElection::kTotal;
   uint64_t seed = 0;  // of random pruning
 };

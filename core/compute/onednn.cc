@@ -206,8 +206,8 @@ Kernels::Impl::Impl(KernelChoice choice) : id_(next_id++), engine_(dnnl::engine:
   has_bf16_panels_ = has_fast_bf16_ && PanelsAreFast(engine_, ComputeType::kBF16);
 #if defined(__x86_64__)
   if (choice == KernelChoice::kOneDnn) return;
-  if (Includes(isa, dnnl::cpu_isa::avx512_core)) small_f32_ = {MultiplyRowAvx512, 1, 64};
-  if (has_amx_ && has_bf16_panels_) small_bf16_ = {MultiplyRowsAmx, 16, 64};
+  if (Includes(isa, dnnl::cpu_isa::avx512_core)) small_f32_ = {MultiplyRowsAvx512, 1, 16, 64};
+  if (has_amx_ && has_bf16_panels_) small_bf16_ = {MultiplyRowsAmx, 16, 0, 64};
 #endif
 }
 

@@ -8,6 +8,7 @@
 #include "core/base/checked_math.h"
 #include "core/base/error.h"
 #include "core/base/status_macros.h"
+#include "core/compute/scratch.h"
 #include "core/compute/stream.h"
 #include "core/tensor/convert.h"
 #include "core/tensor/transpose.h"
@@ -47,15 +48,16 @@ void TransposeStrip(const std::byte* from, int64_t from_stride, int64_t rows, in
 }
 
 // Word j of row i of `source` goes to row j, column i of a panel of `width` words a row. Words are
-// one BF16 or two.
+// one element of 16 bits or two.
 template <typename Word>
-void PackBF16(const MatrixView& source, std::byte* panel, int64_t width) {
+void PackHalves(const MatrixView& source, std::byte* panel, int64_t width) {
   constexpr int64_t kPerWord = sizeof(Word) / 2;
   constexpr int64_t kWordBytes = sizeof(Word);
+  constexpr int64_t kRows = kLineBytes / kWordBytes;
   const int64_t words = source.cols / kPerWord;
   const int64_t stride = width * kWordBytes;
-  for (int64_t row = 0; row < source.rows; row += kStripRows) {
-    const MatrixView rows = source.Rows(row, std::min(kStripRows, source.rows - row));
+  for (int64_t row = 0; row < source.rows; row += kRows) {
+    const MatrixView rows = source.Rows(row, std::min(kRows, source.rows - row));
     std::byte* strip = panel + row * kWordBytes;
     TransposeStrip<Word>(rows.data, rows.row_bytes(), rows.rows, words, strip, stride);
     if (words * kPerWord == source.cols) continue;
@@ -98,7 +100,7 @@ void Zero(std::byte* begin, std::byte* end) {
   std::fill(begin, end, std::byte{0});
 }
 
-// Undoes PackF32 when a word is an F32, else PackBF16.
+// Undoes PackF32 when a word is an F32, else PackHalves.
 template <typename Word, DType kType>
 void Unpack(const std::byte* panel, int64_t width, const MutableMatrixView& destination) {
   constexpr int64_t kPerWord = sizeof(Word) / FloatBytes(kType);
@@ -139,7 +141,7 @@ std::optional<int64_t> MatrixPlan::bytes() const {
   if (k > kMaxDimension || n > kMaxDimension) return std::nullopt;
   const int64_t stored_n = panel == 0 ? n : RoundUp(n, panel);
   const auto elements = CheckedMul(stored_k(), stored_n);
-  return elements.has_value() ? CheckedMul(*elements, ElementBytes(type)) : std::nullopt;
+  return elements.has_value() ? CheckedMul(*elements, element_bytes()) : std::nullopt;
 }
 
 absl::StatusOr<PackedMatrix> PackedMatrix::Allocate(const MatrixPlan& plan) {
@@ -161,7 +163,7 @@ void PackedMatrix::ForEachPanel(Body body) const {
   for (const Chunk& chunk : chunks_) {
     const int64_t width = WidthOf(chunk);
     for (int64_t col = 0; col < chunk.columns; col += width) {
-      body(Panel{OffsetOf(chunk) + col * plan_.stored_k() * ElementBytes(plan_.type), width,
+      body(Panel{OffsetOf(chunk) + col * plan_.stored_k() * plan_.element_bytes(), width,
                  chunk.first_column + col, std::min(width, chunk.columns - col)});
     }
   }
@@ -186,12 +188,12 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Transposed(const MatrixPlan& plan,
 }
 
 int64_t PackedMatrix::OffsetOf(const Chunk& chunk) const {
-  return chunk.first_column * plan_.stored_k() * ElementBytes(plan_.type);
+  return chunk.first_column * plan_.stored_k() * plan_.element_bytes();
 }
 
 void PackedMatrix::ZeroAround(const MatrixView& source, const Panel& panel) {
   const int64_t together = plan_.type == ComputeType::kBF16 && plan_.panel != 0 ? 2 : 1;
-  const int64_t row_bytes = panel.width * ElementBytes(plan_.type);
+  const int64_t row_bytes = panel.width * plan_.element_bytes();
   const bool all_columns = panel.first_column + panel.width <= source.rows;
   const int64_t filled = all_columns ? RoundUp(source.cols, together) * row_bytes : 0;
   std::byte* data = buffer_.data() + panel.offset;
@@ -203,14 +205,13 @@ void PackedMatrix::FillPanel(const MatrixView& source, int64_t first_k, const Pa
   const int64_t count = std::min(panel.columns, source.rows - panel.first_column);
   if (count <= 0) return;
   const MatrixView rows = source.Rows(panel.first_column, count);
-  std::byte* data =
-      buffer_.data() + panel.offset + first_k * panel.width * ElementBytes(plan_.type);
-  if (plan_.type == ComputeType::kF32) {
+  std::byte* data = buffer_.data() + panel.offset + first_k * panel.width * plan_.element_bytes();
+  if (plan_.type == ComputeType::kF32 && !plan_.is_f16) {
     PackF32(rows, data, panel.width);
-  } else if (plan_.panel == 0) {
-    PackBF16<uint16_t>(rows, data, panel.width);
+  } else if (plan_.is_f16 || plan_.panel == 0) {
+    PackHalves<uint16_t>(rows, data, panel.width);
   } else {
-    PackBF16<uint32_t>(rows, data, panel.width);
+    PackHalves<uint32_t>(rows, data, panel.width);
   }
 }
 
@@ -235,13 +236,25 @@ void PackedMatrix::Fill(const MatrixView& source, int64_t first_k) {
   }
 }
 
+const std::byte* PackedMatrix::ForKernel(int64_t first_column, int64_t columns) const {
+  const std::byte* stored = At(first_column);
+  if (!plan_.is_f16) return stored;
+  const int64_t stored_columns = plan_.panel == 0 ? columns : RoundUp(columns, plan_.panel);
+  const int64_t count = stored_columns * plan_.stored_k();
+  auto* wide = Scratch::OfThisThread().Get<float>(Scratch::kWideFactor, count);
+  ConvertToF32(DType::kF16, stored, wide, count);
+  return reinterpret_cast<const std::byte*>(wide);
+}
+
 void PackedMatrix::UnpackTransposed(const MutableMatrixView& destination) const {
   ForEachPanel([&](const Panel& panel) {
     const int64_t count = std::min(panel.columns, destination.rows - panel.first_column);
     if (count <= 0) return;
     const MutableMatrixView rows = destination.Rows(panel.first_column, count);
     const std::byte* data = buffer_.data() + panel.offset;
-    if (plan_.type == ComputeType::kF32) {
+    if (plan_.is_f16) {
+      Unpack<uint16_t, DType::kF16>(data, panel.width, rows);
+    } else if (plan_.type == ComputeType::kF32) {
       Unpack<uint32_t, DType::kF32>(data, panel.width, rows);
     } else if (plan_.panel == 0) {
       Unpack<uint16_t, DType::kBF16>(data, panel.width, rows);

@@ -24,20 +24,24 @@ struct MatrixPlan {
 
   // Rows that are stored, counting the zeros.
   int64_t stored_k() const;
+  // Of one that is stored.
+  int64_t element_bytes() const { return is_f16 ? 2 : ElementBytes(type); }
   // nullopt when that is more than an int64 holds.
   std::optional<int64_t> bytes() const;
 
   ComputeType type = ComputeType::kF32;
   int64_t k = 0;
   int64_t n = 0;
-  int64_t panel = 0;  // see MatmulShape
-  int64_t chunk = 0;  // columns that one matmul takes: n, or a multiple of the panel
+  int64_t panel = 0;    // see MatmulShape
+  int64_t chunk = 0;    // columns that one matmul takes: n, or a multiple of the panel
+  bool is_f16 = false;  // weights of kF32 are stored as F16, for half the memory
 };
 
 // Filled once, then immutable and readable from any thread.
 class PackedMatrix {
  public:
-  // Columns that one matmul takes, stored apart from the others.
+  // Columns that one matmul takes, stored apart from the others. Not what kernels read when the
+  // plan is_f16: see ForKernel.
   struct Chunk {
     int64_t first_column = 0;
     int64_t columns = 0;
@@ -53,7 +57,7 @@ class PackedMatrix {
 
   // Weights [first_k + j, i] = source [i, j]: takes the transpose of a row-major matrix.
   // Weights [first_k + i, j] = source [i, j]: takes it as it is; only for F32.
-  // Any float type goes into F32; into BF16 only BF16, with first_k == 0.
+  // Any float type goes into F32; into BF16 only BF16 and into F16 only F16, with first_k == 0.
   void FillTransposed(const MatrixView& source, int64_t first_k);
   void Fill(const MatrixView& source, int64_t first_k);
 
@@ -65,8 +69,11 @@ class PackedMatrix {
   const MatrixPlan& plan() const { return plan_; }
   // Where a chunk or a panel begins that has this first column.
   const std::byte* At(int64_t first_column) const {
-    return buffer_.data() + first_column * plan_.stored_k() * ElementBytes(plan_.type);
+    return buffer_.data() + first_column * plan_.stored_k() * plan_.element_bytes();
   }
+  // The weights from there on as kernels read them. F16 is widened into the calling thread's
+  // scratch, where it stays until the next call.
+  const std::byte* ForKernel(int64_t first_column, int64_t columns) const;
   const std::vector<Chunk>& chunks() const { return chunks_; }
   int64_t bytes() const { return static_cast<int64_t>(buffer_.size()); }
 

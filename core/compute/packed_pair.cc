@@ -46,12 +46,31 @@ MatrixPlan ShrinkPlanBF16(bool has_panels, const PairShape& shape) {
           wide == least ? kWidestPanel : kWidestPanel / 2, least};
 }
 
-MatrixPlan ExpandPlan(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
-  const bool bf16 = type == ComputeType::kBF16;
+// Whether widening what a product takes of them fits a thread's scratch.
+bool StaysF16(const PairTypes& types, DType stored, int64_t k, int64_t n) {
+  constexpr int64_t kFloat = sizeof(float);
+  return types.type == ComputeType::kF32 && stored == DType::kF16 &&
+         k <= kScratchBytes / kFloat / n;
+}
+
+MatrixPlan ShrinkPlan(const Kernels::Impl& kernels, const PairShape& shape,
+                      const PairTypes& types) {
+  const bool panels = kernels.has_panels(types.type);
+  MatrixPlan plan = types.type == ComputeType::kF32 ? ShrinkPlanF32(panels, shape)
+                                                    : ShrinkPlanBF16(panels, shape);
+  plan.is_f16 = StaysF16(types, types.lora_a, plan.k, plan.n);
+  return plan;
+}
+
+MatrixPlan ExpandPlan(const Kernels::Impl& kernels, const PairShape& shape,
+                      const PairTypes& types) {
+  const bool bf16 = types.type == ComputeType::kBF16;
   const bool amx = bf16 && kernels.has_amx();
   // A single BF16 row would leave half of the last pair unset.
   const int64_t k = RoundUp(shape.rank, amx ? kAmxRank : bf16 ? int64_t{2} : int64_t{1});
-  return MatrixPlan::Wide(kernels, type, k, shape.out_features);
+  MatrixPlan plan = MatrixPlan::Wide(kernels, types.type, k, shape.out_features);
+  plan.is_f16 = StaysF16(types, types.lora_b, k, MatrixPlan::kChunkColumns);
+  return plan;
 }
 
 Tensor Unpack(const PackedMatrix& transposed, DType dtype, int64_t rows, int64_t cols) {
@@ -74,15 +93,14 @@ absl::StatusOr<int64_t> SumOfBytes(std::optional<int64_t> a, std::optional<int64
 
 }  // namespace
 
-PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type) {
-  const bool panels = kernels.has_panels(type);
-  return {type == ComputeType::kF32 ? ShrinkPlanF32(panels, shape) : ShrinkPlanBF16(panels, shape),
-          ExpandPlan(kernels, shape, type)};
+PairPlan PairPlan::For(const Kernels::Impl& kernels, const PairShape& shape,
+                       const PairTypes& types) {
+  return {ShrinkPlan(kernels, shape, types), ExpandPlan(kernels, shape, types)};
 }
 
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create(
     Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b, ComputeType type) {
-  const PairPlan plan = PairPlan::For(kernels, {a.cols, a.rows, b.rows}, type);
+  const PairPlan plan = PairPlan::For(kernels, {a.cols, a.rows, b.rows}, {type, a.dtype, b.dtype});
   ASSIGN_OR_RETURN(PackedMatrix shrink, PackedMatrix::Transposed(plan.shrink, a));
   return Finish(kernels, plan.expand, a, b, std::move(shrink));
 }
@@ -90,7 +108,8 @@ absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Create
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::CreateEmbedding(
     Kernels::Impl& kernels, const MatrixView& a, const MatrixView& b) {
   const PairShape shape = {a.cols, a.rows, b.rows};
-  return Finish(kernels, ExpandPlan(kernels, shape, ComputeType::kF32), a, b, EmbeddingTable(a));
+  const PairTypes types = {ComputeType::kF32, a.dtype, b.dtype};
+  return Finish(kernels, ExpandPlan(kernels, shape, types), a, b, EmbeddingTable(a));
 }
 
 absl::StatusOr<std::unique_ptr<const PackedPair::Impl>> PackedPair::Impl::Finish(
@@ -120,7 +139,8 @@ Tensor PackedPair::Impl::UnpackB(DType dtype) const {
 
 bool PackedPair::Impl::IsSmall(const Kernels::Impl& kernels, int64_t rows) const {
   const SmallRows& small = kernels.small_rows(type());
-  return rows <= small.max_rows && shape_.rank <= small.max_rank;
+  const bool is_f16 = expand_.plan().is_f16 && !is_embedding() && matrix_a().plan().is_f16;
+  return rows <= (is_f16 ? small.max_f16_rows : small.max_rows) && shape_.rank <= small.max_rank;
 }
 
 MatmulShape PackedPair::Impl::ShrinkShape(int64_t rows) const {
@@ -173,25 +193,26 @@ absl::Status PackedPair::Impl::Shrink(Kernels::Impl& kernels, int64_t rows, cons
 absl::Status PackedPair::Impl::MultiplyA(Kernels::Impl& kernels, int64_t rows, const void* input,
                                          float* wide) const {
   const MatrixPlan& plan = matrix_a().plan();
-  const PackedMatrix::Chunk& all = matrix_a().chunks().front();
   if (IsSmall(kernels, rows)) {
     kernels.small_rows(plan.type).multiply({.rows = rows,
                                             .k = plan.k,
                                             .n = plan.n,
                                             .source = input,
                                             .source_stride = plan.k,
-                                            .weights = all.weights,
+                                            .weights = matrix_a().At(0),
+                                            .weights_are_f16 = plan.is_f16,
                                             .panel = plan.panel == 0 ? plan.n : plan.panel,
                                             .stored_k = plan.stored_k(),
                                             .destination = wide,
                                             .destination_stride = plan.n});
     return absl::OkStatus();
   }
+  const std::byte* weights = matrix_a().ForKernel(0, plan.n);
   const int64_t step = std::min(rows, shrink_rows_);
   for (int64_t row = 0; row < rows; row += step) {
     const auto* from =
         static_cast<const std::byte*>(input) + row * plan.k * ElementBytes(plan.type);
-    RETURN_IF_ERROR(kernels.Run(ShrinkShape(step), from, all.weights, wide + row * plan.n));
+    RETURN_IF_ERROR(kernels.Run(ShrinkShape(step), from, weights, wide + row * plan.n));
   }
   return absl::OkStatus();
 }
@@ -239,7 +260,7 @@ absl::Status PackedPair::Impl::Expand(Kernels::Impl& kernels, int64_t rows,
     return absl::OkStatus();
   }
   return kernels.Run(ExpandShape(RowBucket(rows), columns.count, form), low_rank,
-                     expand_.At(columns.first), sums);
+                     expand_.ForKernel(columns.first, columns.count), sums);
 }
 
 void PackedPair::Impl::ExpandSmall(const Kernels::Impl& kernels, int64_t rows,
@@ -252,6 +273,7 @@ void PackedPair::Impl::ExpandSmall(const Kernels::Impl& kernels, int64_t rows,
                                           .source = low_rank,
                                           .source_stride = plan.k,
                                           .weights = expand_.At(columns.first),
+                                          .weights_are_f16 = plan.is_f16,
                                           .panel = plan.panel == 0 ? columns.count : plan.panel,
                                           .stored_k = plan.stored_k(),
                                           .destination = sums.data,
@@ -261,17 +283,18 @@ void PackedPair::Impl::ExpandSmall(const Kernels::Impl& kernels, int64_t rows,
 }
 
 absl::StatusOr<int64_t> PackedPair::BytesFor(const Kernels& kernels, const PairShape& shape,
-                                             ComputeType type) {
+                                             const PairTypes& types) {
   if (!IsCountable(shape)) return SumOfBytes(std::nullopt, std::nullopt);
-  const PairPlan plan = PairPlan::For(kernels.impl(), shape, type);
+  const PairPlan plan = PairPlan::For(kernels.impl(), shape, types);
   return SumOfBytes(plan.shrink.bytes(), plan.expand.bytes());
 }
 
 absl::StatusOr<int64_t> PackedPair::EmbeddingBytesFor(const Kernels& kernels,
-                                                      const PairShape& shape, DType lora_a) {
+                                                      const PairShape& shape,
+                                                      const PairTypes& types) {
   if (!IsCountable(shape)) return SumOfBytes(std::nullopt, std::nullopt);
-  return SumOfBytes(EmbeddingTable::BytesFor(shape.in_features, shape.rank, lora_a),
-                    ExpandPlan(kernels.impl(), shape, ComputeType::kF32).bytes());
+  return SumOfBytes(EmbeddingTable::BytesFor(shape.in_features, shape.rank, types.lora_a),
+                    ExpandPlan(kernels.impl(), shape, types).bytes());
 }
 
 absl::StatusOr<std::unique_ptr<const PackedPair>> PackedPair::Pack(const Kernels& kernels,

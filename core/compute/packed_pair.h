@@ -19,8 +19,17 @@ struct PairShape {
   bool operator==(const PairShape&) const = default;
 };
 
-// Immutable once made; any thread may use it. Holds copies, not the factors it was made from. The
-// scale is not folded in: that would round B again.
+// What a pair multiplies in, and the types of the factors that it is packed from.
+struct PairTypes {
+  ComputeType type = ComputeType::kF32;
+  DType lora_a = DType::kF32;
+  DType lora_b = DType::kF32;
+};
+
+// Immutable once made; any thread may use it. Holds copies, not the factors it was made from: for
+// kBF16 in BF16; for kF32 in F32, but F16 as it is, unless the rank is so high that widening it for
+// each product would take more than a thread's scratch. The scale is not folded in: that would
+// round B again.
 //
 // Two kinds: a linear pair takes activations, an embedding's takes token ids: B A applied to an id
 // is B times column `id` of A.
@@ -29,10 +38,10 @@ class PackedPair {
   // Bytes that Pack will hold for this shape, exactly: known before anything is allocated.
   // SHAPE_MISMATCH when that is more than the kernels can count.
   static absl::StatusOr<int64_t> BytesFor(const Kernels& kernels, const PairShape& shape,
-                                          ComputeType type);
-  // The same of PackEmbedding, for an A of this dtype.
+                                          const PairTypes& types);
+  // The same of PackEmbedding. REQUIRES: types.type == kF32.
   static absl::StatusOr<int64_t> EmbeddingBytesFor(const Kernels& kernels, const PairShape& shape,
-                                                   DType lora_a);
+                                                   const PairTypes& types);
 
   // a is [rank, in_features], b is [out_features, rank]. For kBF16 both must be BF16; for kF32 any
   // mix of F32, F16 and BF16. REQUIRES: all dimensions > 0 and ranks equal.

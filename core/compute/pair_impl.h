@@ -28,7 +28,7 @@ struct PairPlan {
   MatrixPlan shrink;  // transposed A: k = in_features, n = columns of the low-rank rows
   MatrixPlan expand;  // transposed B: k = those of them that are kept, n = out_features
 
-  static PairPlan For(const Kernels::Impl& kernels, const PairShape& shape, ComputeType type);
+  static PairPlan For(const Kernels::Impl& kernels, const PairShape& shape, const PairTypes& types);
 };
 
 class PackedPair::Impl {
@@ -68,11 +68,12 @@ class PackedPair::Impl {
               std::byte* low_rank) const;
 
   // Columns of the output that are best computed at once: F32 sums go to where kernels write them
-  // fastest, those that are to be rounded stay in the first cache until then. A product may also
-  // take the step of a pair that has a longer one.
+  // fastest, those that are to be rounded and weights that are to be widened stay in the cache
+  // until then. A product may also take the step of a pair that has a longer one.
   int64_t column_step() const {
-    return type() == ComputeType::kBF16 && expand_.plan().panel != 0 ? kNarrowColumns
-                                                                     : MatrixPlan::kChunkColumns;
+    const MatrixPlan& plan = expand_.plan();
+    const bool narrow = type() == ComputeType::kBF16 || plan.is_f16;
+    return narrow && plan.panel != 0 ? kNarrowColumns : MatrixPlan::kChunkColumns;
   }
   struct Columns {
     int64_t first = 0;  // a multiple of the step

@@ -23,6 +23,7 @@ class Scratch {
     kInputBF16,
     kLowRank,
     kWideLowRank,
+    kWideFactor,
     kSums,
     kWeightF32,
     kWeightBF16,

@@ -18,8 +18,9 @@ struct SmallProduct {
   int64_t source_stride = 0;     // elements from row to row
   // Panels as in MatmulShape. Row-major weights are one panel, as wide as the matrix.
   const std::byte* weights = nullptr;
-  int64_t panel = 0;     // columns of a panel, counting zeros
-  int64_t stored_k = 0;  // rows of a panel, counting zeros
+  bool weights_are_f16 = false;  // of F32 products
+  int64_t panel = 0;             // columns of a panel, counting zeros
+  int64_t stored_k = 0;          // rows of a panel, counting zeros
   void* destination = nullptr;
   int64_t destination_stride = 0;  // elements from row to row
   bool accumulate = false;
@@ -30,12 +31,14 @@ struct SmallProduct {
 struct SmallRows {
   void (*multiply)(const SmallProduct&) = nullptr;
   int64_t max_rows = 0;
+  int64_t max_f16_rows = 0;  // where both factors are F16, which oneDNN would get widened
   int64_t max_rank = 0;
 };
 
 #if defined(__x86_64__)
-// REQUIRES: a CPU with AVX512F; F32 throughout; one row.
-void MultiplyRowAvx512(const SmallProduct& product);
+// REQUIRES: a CPU with AVX512F, BW and VL; F32 but for the weights; one row, of F16 weights any
+// number.
+void MultiplyRowsAvx512(const SmallProduct& product);
 // REQUIRES: a process that may use AMX; BF16 in panels; up to 16 rows.
 void MultiplyRowsAmx(const SmallProduct& product);
 #endif

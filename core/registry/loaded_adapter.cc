@@ -12,9 +12,12 @@ namespace {
 absl::StatusOr<int64_t> PairBytes(const Kernels& kernels, const ModuleInfo& module,
                                   ComputeType form) {
   if (module.kind == ModuleKind::kEmbedding) {
-    return PackedPair::EmbeddingBytesFor(kernels, PairShapeOf(module), module.lora_a_dtype);
+    return PackedPair::EmbeddingBytesFor(
+        kernels, PairShapeOf(module),
+        {ComputeType::kF32, module.lora_a_dtype, module.lora_b_dtype});
   }
-  return PackedPair::BytesFor(kernels, PairShapeOf(module), form);
+  return PackedPair::BytesFor(kernels, PairShapeOf(module),
+                              {form, module.lora_a_dtype, module.lora_b_dtype});
 }
 
 // Of the tensors as stored, and their F32 copies.

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <vector>
 
+#include "core/base/checked_math.h"
+#include "core/tensor/convert.h"
 #include "tests/testing/status_matchers.h"
 
 namespace adapterd {
@@ -23,7 +25,7 @@ struct Case {
 constexpr ComputeType kF32 = ComputeType::kF32;
 constexpr ComputeType kBF16 = ComputeType::kBF16;
 
-// type, k, n, panel, chunk; rows, cols.
+// type, k, n, panel, chunk, is_f16; rows, cols.
 const Case kCases[] = {
     {{kBF16, 16, 4226, 64, 4096}, 4226, 16},  // of an expanding factor: half of k is zeros
     {{kBF16, 1000, 16, 16, 16}, 16, 1000},    // of a shrinking one
@@ -37,11 +39,15 @@ const Case kCases[] = {
     {{kF32, 600, 16, 0, 16}, 16, 600},
     {{kF32, 17, 70, 64, 70}, 70, 17},
     {{kF32, 5, 3, 0, 3}, 3, 4},
+    {{kF32, 16, 4226, 64, 4096, true}, 4226, 16},
+    {{kF32, 600, 16, 0, 16, true}, 16, 600},
+    {{kF32, 17, 70, 64, 70, true}, 70, 17},
+    {{kF32, 5, 3, 0, 3, true}, 3, 4},
 };
 
 // No element is zero, nor like its neighbours.
 std::vector<std::byte> Source(const Case& c) {
-  const int64_t bytes = ElementBytes(c.plan.type);
+  const int64_t bytes = c.plan.element_bytes();
   std::vector<std::byte> source(c.source_rows * c.source_cols * bytes);
   for (int64_t i = 0; i < c.source_rows * c.source_cols; ++i) {
     const auto bits = static_cast<uint32_t>(0x3f800001 + i % 30011 * 0x10003);
@@ -53,7 +59,7 @@ std::vector<std::byte> Source(const Case& c) {
 // By the words of MatmulShape::panel, element by element.
 std::vector<std::byte> Expected(const Case& c, const std::vector<std::byte>& source) {
   const MatrixPlan& plan = c.plan;
-  const int64_t bytes = ElementBytes(plan.type);
+  const int64_t bytes = plan.element_bytes();
   std::vector<std::byte> packed(*plan.bytes());
   for (int64_t col = 0; col < c.source_rows; ++col) {
     const int64_t chunk = col / plan.chunk * plan.chunk;
@@ -68,6 +74,11 @@ std::vector<std::byte> Expected(const Case& c, const std::vector<std::byte>& sou
     }
   }
   return packed;
+}
+
+DType SourceType(const MatrixPlan& plan) {
+  if (plan.is_f16) return DType::kF16;
+  return plan.type == kBF16 ? DType::kBF16 : DType::kF32;
 }
 
 // What malloc hands out is not zero by chance.
@@ -90,14 +101,36 @@ TEST_F(PackedMatrixTest, HoldsTheTransposeAndZerosAroundIt) {
                  << "k " << c.plan.k << ", n " << c.plan.n << ", panel " << c.plan.panel
                  << ", source " << c.source_rows << " x " << c.source_cols);
     const std::vector<std::byte> source = Source(c);
-    const MatrixView view = {c.plan.type == kBF16 ? DType::kBF16 : DType::kF32, c.source_rows,
-                             c.source_cols, source.data()};
+    const MatrixView view = {SourceType(c.plan), c.source_rows, c.source_cols, source.data()};
     const std::vector<std::byte> expected = Expected(c, source);
     ASSERT_OK_AND_ASSIGN(const PackedMatrix matrix, PackedMatrix::Transposed(c.plan, view));
     Check(matrix, expected);
     ASSERT_OK_AND_ASSIGN(PackedMatrix filled, PackedMatrix::Create(c.plan));
     filled.FillTransposed(view, 0);
     Check(filled, expected);
+  }
+}
+
+TEST_F(PackedMatrixTest, KernelsGetF16AsF32) {
+  for (const Case& c : kCases) {
+    if (!c.plan.is_f16) continue;
+    const std::vector<std::byte> source = Source(c);
+    const MatrixView halves = {DType::kF16, c.source_rows, c.source_cols, source.data()};
+    std::vector<float> wide(c.source_rows * c.source_cols);
+    ConvertToF32(DType::kF16, source.data(), wide.data(), c.source_rows * c.source_cols);
+    const MatrixView floats = {DType::kF32, c.source_rows, c.source_cols,
+                               reinterpret_cast<const std::byte*>(wide.data())};
+    ASSERT_OK_AND_ASSIGN(const PackedMatrix matrix, PackedMatrix::Transposed(c.plan, halves));
+    MatrixPlan plan = c.plan;
+    plan.is_f16 = false;
+    ASSERT_OK_AND_ASSIGN(const PackedMatrix expected, PackedMatrix::Transposed(plan, floats));
+    for (const PackedMatrix::Chunk& chunk : expected.chunks()) {
+      const int64_t columns = plan.panel == 0 ? chunk.columns : RoundUp(chunk.columns, plan.panel);
+      EXPECT_EQ(std::memcmp(matrix.ForKernel(chunk.first_column, chunk.columns),
+                            expected.ForKernel(chunk.first_column, chunk.columns),
+                            columns * plan.stored_k() * sizeof(float)),
+                0);
+    }
   }
 }
 

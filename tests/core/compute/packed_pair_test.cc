@@ -24,20 +24,26 @@ DType StoredType(ComputeType type) {
   return type == ComputeType::kBF16 ? DType::kBF16 : DType::kF32;
 }
 
+// As a pair with these factors is packed for input of A's type.
+PairTypes TypesOf(DType a, DType b) { return {SharedKernels().ComputeTypeFor(a, a, b), a, b}; }
+
 TEST(PackedPairTest, HoldsExactlyTheBytesThatWerePromised) {
-  for (const ComputeType type : TypesOfThisCpu()) {
-    for (const int64_t in : {1, 17, 64, 1000}) {
-      for (const int64_t rank : {1, 3, 8, 16, 24, 33, 64, 65, 100, 300}) {
-        for (const int64_t out : {1, 63, 64, 130, 5000}) {
-          const PairShape shape = {in, rank, out};
-          const TestPair pair(StoredType(type), StoredType(type), shape, 1);
-          ASSERT_OK_AND_ASSIGN(const auto packed, PackedPair::Pack(SharedKernels(), pair.a.view(),
-                                                                   pair.b.view(), type));
-          ASSERT_OK_AND_ASSIGN(const int64_t promised,
-                               PackedPair::BytesFor(SharedKernels(), shape, type));
-          EXPECT_EQ(packed->bytes(), promised);
-          EXPECT_EQ(packed->shape(), shape);
-          EXPECT_EQ(packed->type(), type);
+  for (const DType a : kFloatTypes) {
+    for (const DType b : kFloatTypes) {
+      const PairTypes types = TypesOf(a, b);
+      for (const int64_t in : {1, 17, 64, 1000, 5000}) {
+        for (const int64_t rank : {1, 3, 8, 16, 24, 33, 64, 65, 100, 300}) {
+          for (const int64_t out : {1, 63, 64, 130, 5000}) {
+            const PairShape shape = {in, rank, out};
+            const TestPair pair(a, b, shape, 1);
+            ASSERT_OK_AND_ASSIGN(const auto packed, PackedPair::Pack(SharedKernels(), pair.a.view(),
+                                                                     pair.b.view(), types.type));
+            ASSERT_OK_AND_ASSIGN(const int64_t promised,
+                                 PackedPair::BytesFor(SharedKernels(), shape, types));
+            EXPECT_EQ(packed->bytes(), promised);
+            EXPECT_EQ(packed->shape(), shape);
+            EXPECT_EQ(packed->type(), types.type);
+          }
         }
       }
     }
@@ -45,15 +51,16 @@ TEST(PackedPairTest, HoldsExactlyTheBytesThatWerePromised) {
 }
 
 TEST(PackedPairTest, GrowsTheUsualRanksLittle) {
-  for (const ComputeType type : TypesOfThisCpu()) {
+  std::vector<DType> dtypes = {DType::kF32, DType::kF16};
+  if (TypesOfThisCpu().size() > 1) dtypes.push_back(DType::kBF16);
+  for (const DType dtype : dtypes) {
     for (const int64_t rank : {16, 32, 64, 128, 256}) {
       const PairShape shape = {4096, rank, 4096};
       ASSERT_OK_AND_ASSIGN(const int64_t packed,
-                           PackedPair::BytesFor(SharedKernels(), shape, type));
-      const int64_t stored =
-          rank * (shape.in_features + shape.out_features) * FloatBytes(StoredType(type));
+                           PackedPair::BytesFor(SharedKernels(), shape, TypesOf(dtype, dtype)));
+      const int64_t stored = rank * (shape.in_features + shape.out_features) * FloatBytes(dtype);
       EXPECT_LE(static_cast<double>(packed), (rank < 32 ? 2.2 : 1.2) * static_cast<double>(stored))
-          << "rank " << rank;
+          << DTypeName(dtype) << " rank " << rank;
     }
   }
 }
@@ -158,7 +165,8 @@ TEST(PackedPairTest, AnEmbeddingHoldsExactlyTheBytesThatWerePromised) {
         ASSERT_OK_AND_ASSIGN(const auto packed, PackedPair::PackEmbedding(
                                                     SharedKernels(), pair.a.view(), pair.b.view()));
         ASSERT_OK_AND_ASSIGN(const int64_t promised,
-                             PackedPair::EmbeddingBytesFor(SharedKernels(), shape, a));
+                             PackedPair::EmbeddingBytesFor(SharedKernels(), shape,
+                                                           {ComputeType::kF32, a, DType::kBF16}));
         EXPECT_EQ(packed->bytes(), promised);
         EXPECT_EQ(packed->shape(), shape);
         EXPECT_TRUE(packed->is_embedding());
@@ -177,7 +185,7 @@ TEST(PackedPairTest, RefusesEmbeddingsThatDoNotFit) {
        {PairShape{kMax, 1, 1}, PairShape{1, kMax, 1}, PairShape{1, 1, kMax},
         PairShape{int64_t{1} << 31, (int64_t{1} << 31) - 1, 1},
         PairShape{1, (int64_t{1} << 31) - 1, (int64_t{1} << 31) - 1}}) {
-    EXPECT_THAT(PackedPair::EmbeddingBytesFor(SharedKernels(), shape, DType::kF32),
+    EXPECT_THAT(PackedPair::EmbeddingBytesFor(SharedKernels(), shape, {}),
                 HasReason(Reason::kShapeMismatch));
   }
 }
@@ -189,7 +197,7 @@ TEST(PackedPairTest, RefusesSizesThatDoNotFit) {
          {PairShape{kMax, 1, 1}, PairShape{1, kMax, 1}, PairShape{1, 1, kMax},
           PairShape{int64_t{1} << 31, int64_t{1} << 30, 1},
           PairShape{int64_t{1} << 30, (int64_t{1} << 31) - 1, int64_t{1} << 30}}) {
-      EXPECT_THAT(PackedPair::BytesFor(SharedKernels(), shape, type),
+      EXPECT_THAT(PackedPair::BytesFor(SharedKernels(), shape, {type}),
                   HasReason(Reason::kShapeMismatch));
     }
   }

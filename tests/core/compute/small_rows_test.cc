@@ -22,16 +22,18 @@ class SmallProductTest : public ::testing::TestWithParam<ComputeType> {
     if (loops_.max_rows == 0) GTEST_SKIP() << "this CPU has none";
   }
 
+  int64_t most_rows() const { return std::max(loops_.max_rows, loops_.max_f16_rows); }
   DType type() const { return GetParam() == ComputeType::kBF16 ? DType::kBF16 : DType::kF32; }
 
   // Panels of this many columns, as pairs are packed; 0: row-major.
-  void ExpectRight(int64_t rows, int64_t k, int64_t n, int64_t panel, bool accumulate,
-                   bool narrow) {
+  void ExpectRight(int64_t rows, int64_t k, int64_t n, int64_t panel, bool accumulate, bool narrow,
+                   bool f16_weights = false) {
     SCOPED_TRACE(testing::Message()
                  << rows << " x " << k << " x " << n << " panel " << panel
-                 << (accumulate ? " accumulate" : "") << (narrow ? " narrow" : ""));
-    const MatrixPlan plan = {GetParam(), k, n, panel, n};
-    const auto transposed = TestMatrix::Random(type(), n, k, ++seed_);
+                 << (accumulate ? " accumulate" : "") << (narrow ? " narrow" : "")
+                 << (f16_weights ? " F16 weights" : ""));
+    const MatrixPlan plan = {GetParam(), k, n, panel, n, f16_weights};
+    const auto transposed = TestMatrix::Random(f16_weights ? DType::kF16 : type(), n, k, ++seed_);
     ASSERT_OK_AND_ASSIGN(const PackedMatrix weights,
                          PackedMatrix::Transposed(plan, transposed.view()));
     const int64_t source_stride = k + 3;
@@ -50,6 +52,7 @@ class SmallProductTest : public ::testing::TestWithParam<ComputeType> {
                      .source = source.data(),
                      .source_stride = source_stride,
                      .weights = weights.At(0),
+                     .weights_are_f16 = f16_weights,
                      .panel = panel == 0 ? n : panel,
                      .stored_k = plan.stored_k(),
                      .destination = destination.data(),
@@ -78,7 +81,9 @@ class SmallProductTest : public ::testing::TestWithParam<ComputeType> {
   // Each shape with one of the forms, in turn.
   void ExpectRightInTurn(int64_t rows, int64_t k, int64_t n, int64_t panel) {
     const bool narrow = GetParam() == ComputeType::kBF16 && turn_ % 3 == 2;
-    ExpectRight(rows, k, n, panel, turn_ % 3 == 1, narrow);
+    const bool f16_weights =
+        GetParam() == ComputeType::kF32 && (turn_ % 2 == 1 || rows > loops_.max_rows);
+    ExpectRight(rows, k, n, panel, turn_ % 3 == 1, narrow, f16_weights);
     ++turn_;
   }
 
@@ -94,7 +99,7 @@ INSTANTIATE_TEST_SUITE_P(Types, SmallProductTest,
                          });
 
 TEST_P(SmallProductTest, EveryTinyShapeIsRight) {
-  for (int64_t rows = 1; rows <= loops_.max_rows; ++rows) {
+  for (int64_t rows = 1; rows <= most_rows(); ++rows) {
     for (int64_t k = 1; k <= 20; ++k) {
       for (const int64_t n : {1, 2, 15, 16, 17, 33, 63, 65}) {
         for (const int64_t panel : {16, 32, 48, 64}) {
@@ -108,8 +113,8 @@ TEST_P(SmallProductTest, EveryTinyShapeIsRight) {
 }
 
 TEST_P(SmallProductTest, LargeShapesAreRight) {
-  for (const int64_t rows : {int64_t{1}, int64_t{2}, loops_.max_rows}) {
-    if (rows > loops_.max_rows) continue;
+  for (const int64_t rows : {int64_t{1}, int64_t{2}, most_rows()}) {
+    if (rows > most_rows()) continue;
     for (const int64_t k : {31, 32, 33, 64, 65, 96, 127, 160, 1000, 4096}) {
       for (const int64_t n : {8, 16, 64, 100, 200, 1000}) {
         if (k * n > 300'000) continue;  // the oracle takes its time
@@ -134,7 +139,7 @@ TEST_P(KernelChoiceTest, EveryTinyProjectionIsRight) {
   const Kernels kernels(GetParam());
   ThreadPool pool("compute", 2, PrepareComputeThread);
   uint32_t seed = 1;
-  for (const DType type : {DType::kF32, DType::kBF16}) {
+  for (const DType type : kFloatTypes) {
     for (int64_t rank = 1; rank <= 20; ++rank) {
       for (const auto& [in, out] : {std::pair{1, 1}, {7, 65}, {33, 3}, {65, 129}}) {
         const TestPair pair(type, type, {in, rank, out}, seed += 10, 0.75);
@@ -161,6 +166,7 @@ TEST(KernelsWithOneDnnTest, OneDnnAloneHasNoLoopsOfOurOwn) {
   const Kernels kernels(KernelChoice::kOneDnn);
   for (const ComputeType type : {ComputeType::kF32, ComputeType::kBF16}) {
     EXPECT_EQ(kernels.impl().small_rows(type).max_rows, 0);
+    EXPECT_EQ(kernels.impl().small_rows(type).max_f16_rows, 0);
   }
 }
 

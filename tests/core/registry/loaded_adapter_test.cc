@@ -30,7 +30,7 @@ class LoadedAdapterTest : public ::testing::Test {
 
   int64_t PackedBytes(const FakeModule& module, ComputeType type) const {
     return *PackedPair::BytesFor(kernels_, {module.in_features, module.rank, module.out_features},
-                                 type);
+                                 {type, module.dtype, module.dtype});
   }
 
   bool HasFastBF16() const {
