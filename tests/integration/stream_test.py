@@ -96,6 +96,19 @@ class AnswersTest(StreamTest):
             stream.send(i, self.request())
             self.answers(stream, i, expected)
 
+    def test_replies_come_while_more_requests_are_to_come(self):
+        """The first ones of a new stream too, which bring the call's metadata: none waits for the next request."""
+        expected = self.client.apply(self.request())
+        for _ in range(300):
+            stream = Stream(self.client)
+            self.addCleanup(stream.half_close)
+            for i in range(8):
+                stream.send(i, self.request())
+            for i in range(8):
+                self.answers(stream, i, expected)
+            stream.half_close()
+            self.assertIsNone(stream.end())
+
     def test_more_than_are_read_at_once_wait_at_the_client(self):
         expected = self.client.apply(self.request(rows=100))
         stream = self.open()
