@@ -133,6 +133,7 @@ absl::Status MergeStreamCall::TakeStart() {
                      refs_.Add(start.adapters(i), fmt::format("start.adapters[{}]", i)));
     uses_.push_back(use);
   }
+  RETURN_IF_ERROR(plane_.registry.ChargeTenants(refs_.refs()));
   auto ticket = plane_.registry.Acquire(
       refs_.refs(), /*skip_disabled=*/false,
       [self = shared_from_this()](absl::StatusOr<std::vector<AdapterHandle>> handles) {

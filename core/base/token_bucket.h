@@ -17,11 +17,12 @@ class TokenBucket {
   explicit TokenBucket(int64_t per_second)
       : per_second_(static_cast<double>(per_second)), tokens_(per_second_) {}
 
-  // Whether an event may happen at `now`, which never goes back.
+  // Whether an event may happen at `now`. A `now` before an earlier one fills nothing.
   bool HasToken(Clock::time_point now) {
-    const std::chrono::duration<double> passed = now - filled_at_;
+    const Clock::time_point filled_to = std::max(now, filled_at_);
+    const std::chrono::duration<double> passed = filled_to - filled_at_;
     tokens_ = std::min(per_second_, tokens_ + passed.count() * per_second_);
-    filled_at_ = now;
+    filled_at_ = filled_to;
     return tokens_ >= 1;
   }
   // REQUIRES: HasToken told so.

@@ -99,7 +99,7 @@ class AdapterRegistry {
                      Done<AdapterSnapshot> done) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Before a request acquires these: QUOTA_EXCEEDED when a tenant of theirs had as many calls as it
-  // may have in this second, and then none is charged. Costs nothing without quotas.
+  // may have in this second, and then none is charged. Takes no lock without quotas.
   absl::Status ChargeTenants(const std::vector<AdapterRef>& refs,
                              TokenBucket::Clock::time_point now = TokenBucket::Clock::now())
       ABSL_LOCKS_EXCLUDED(mutex_);

@@ -34,6 +34,13 @@ TEST_F(TokenBucketTest, HoldsASecondOfThem) {
   EXPECT_EQ(Take(milliseconds(3'600'000), 100), 10);
 }
 
+TEST_F(TokenBucketTest, AnEarlierMomentFillsAndTakesNothing) {
+  Take(milliseconds(500), 10);
+  EXPECT_EQ(Take(milliseconds(200), 1), 0);
+  EXPECT_EQ(Take(milliseconds(599), 1), 0);
+  EXPECT_EQ(Take(milliseconds(601), 100), 1);
+}
+
 TEST_F(TokenBucketTest, AskingTakesNothing) {
   for (int i = 0; i < 100; ++i) EXPECT_TRUE(bucket_.HasToken(begin_));
 }
